@@ -1,0 +1,1 @@
+"""The terminal: arguments, lines, progress and statuses. Nothing below imports this."""

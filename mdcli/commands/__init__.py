@@ -1,0 +1,1 @@
+"""Commands that are not stages: they look, compare and measure."""

@@ -1,0 +1,1 @@
+"""DICOM: headers, series, geometry, pixels and the objects that md writes. Knows no workspace."""

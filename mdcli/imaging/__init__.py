@@ -1,0 +1,1 @@
+"""Volume files, resampling, labels and pictures. Knows no workspace."""

@@ -1,0 +1,137 @@
+"""The declaration of a stage, from which its subcommand, record, contract test and docs follow. Public for plugins.
+
+    @dataclass(frozen=True)
+    class Params:
+        level: Annotated[float, "Lowest value kept, HU"] = 300.0
+        threads: Annotated[int, Option("Worker threads", result=False)] = 2
+
+    STAGE = Stage("threshold", Params, run, reads=("volume",), writes=("labels",), version=1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from mdcli.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Option:
+    """What an option is, beyond its type and default. A plain string in `Annotated` is the same as `Option(help)`.
+
+    Args:
+        help: what it does, with its unit.
+        result: False where it cannot change the result (`--threads`), or where `Stage.identity` speaks for it
+            (a model's path): it then stays out of the record and the freshness key.
+        source: True where it names the input from outside; its default is then what `source.json` says.
+        loosens: True where it loosens safety: it can then not come from `md.toml`.
+        metavar: the word shown for the value.
+    """
+
+    help: str
+    result: bool = True
+    source: bool = False
+    loosens: bool = False
+    metavar: str | None = None
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a `Params` class, resolved."""
+
+    name: str
+    type: Any
+    default: Any
+    option: Option
+
+    @property
+    def flag(self) -> str:
+        """Return the long option, for example `--single-slice`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def required(self) -> bool:
+        """Say whether the caller must give it."""
+        return self.default is dataclasses.MISSING
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Files outside the workspace that a stage reads.
+
+    Args:
+        root: the folder or zip file that the names are relative to.
+        files: names relative to `root`, in any order.
+        digest: computes one SHA-256 of what the stage takes from the files, for when a stat differs but the content may
+            not. None: a differing stat means the stage runs again.
+    """
+
+    root: Path
+    files: tuple[str, ...]
+    digest: Callable[[], str] | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One declared stage.
+
+    Args:
+        name: the word the user types.
+        params: a frozen dataclass; each field is one option.
+        run: reads artifacts, calls pure functions, writes artifacts; never prints, parses or exits.
+        reads: kinds of artifact that it needs, for example `("volume",)`.
+        writes: all kinds that it may write.
+        version: raised when its output changes.
+        optional_reads: kinds that it reads where they are there.
+        optional_writes: those of `writes` that a successful run may leave out.
+        identity: what else decides the result, beside parameters and inputs (a model's hash, an engine's version).
+        sources: the files outside the workspace that it reads.
+    """
+
+    name: str
+    params: type
+    run: Callable[[Workspace, Any], None]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    version: int = 1
+    optional_reads: tuple[str, ...] = ()
+    optional_writes: tuple[str, ...] = ()
+    identity: Callable[[Workspace, Any], Mapping[str, Any]] | None = None
+    sources: Callable[[Workspace, Any], Sources | None] | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", self.name):
+            raise ValueError(f"a stage is named with lower-case words joined by '-', not {self.name!r}")
+        if not dataclasses.is_dataclass(self.params):
+            raise ValueError(f"{self.name}: params is a frozen dataclass, not {self.params!r}")
+
+    @property
+    def summary(self) -> str:
+        """Return the first line of the module's docstring: the line that `md --help` shows."""
+        import sys
+
+        doc = sys.modules[self.run.__module__].__doc__ or ""
+        return doc.strip().split("\n")[0]
+
+
+def fields_of(params: type) -> tuple[Field, ...]:
+    """Return the options that a `Params` class declares, in order."""
+    hints = get_type_hints(params, include_extras=True)
+    found = []
+    for field in dataclasses.fields(params):
+        hint, option = hints[field.name], Option("")
+        if get_origin(hint) is Annotated:
+            hint, *marks = get_args(hint)
+            for mark in marks:
+                option = Option(mark) if isinstance(mark, str) else mark
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        found.append(Field(field.name, hint, default, option))
+    return tuple(found)
