@@ -1,11 +1,11 @@
 """The declaration of a stage, from which its subcommand, record, contract test and docs follow. Public for plugins.
 
-    @dataclass(frozen=True)
-    class Params:
-        level: Annotated[float, "Lowest value kept, HU"] = 300.0
-        threads: Annotated[int, Option("Worker threads", result=False)] = 2
+@dataclass(frozen=True)
+class Params:
+    level: Annotated[float, "Lowest value kept, HU"] = 300.0
+    threads: Annotated[int, Option("Worker threads", result=False)] = 2
 
-    STAGE = Stage("threshold", Params, run, reads=("volume",), writes=("labels",), version=1)
+STAGE = Stage("threshold", Params, run, reads=("volume",), writes=("labels",), version=1)
 """
 
 from __future__ import annotations

@@ -136,15 +136,15 @@ def write_nifti(file: BinaryIO, array: NDArray[Any], affine: NDArray[np.float64]
     file.write(nifti_header(array.shape, array.dtype, affine, unit))
     little = array.dtype.newbyteorder("<")
     for plane in array:
-        file.write(memoryview(np.ascontiguousarray(plane, little)).cast("B"))
+        file.write(np.ascontiguousarray(plane, little).tobytes())
 
 
 def read_nifti(path: Path) -> Volume:
     """Map a volume that md or another tool wrote.
 
     Returns:
-        The volume, (k, j, i), with the affine from the sform, else from the qform, LPS+. A file as md writes it is memory-mapped, so
-        that only the pages that are touched are read; any other goes through nibabel.
+        The volume, (k, j, i), with the affine from the sform, else from the qform, LPS+. A file as md writes it is
+        memory-mapped, so that only the pages that are touched are read; any other goes through nibabel.
 
     Raises:
         MissingError: `no-artifact` where the file is not there.
@@ -197,5 +197,6 @@ def _read_foreign(path: Path) -> Volume:
         array = array[..., 0]
     if array.ndim != 3:
         raise DataError("not-a-volume", f"{path.name} has {array.ndim} axes {array.shape}, not three")
-    affine = image.get_sform() if image.header["sform_code"] else image.get_qform()
+    # nibabel takes the sform where its code is set, else the qform.
+    affine = np.asarray(image.affine, np.float64)
     return Volume(array.transpose(2, 1, 0), _flip(affine))
