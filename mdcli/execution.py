@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -107,7 +108,7 @@ def params_that_matter(stage: Stage, params: Any) -> dict[str, Any]:
     return {
         f.name: _plain(getattr(params, f.name))
         for f in fields_of(stage.params)
-        if f.option.result and not f.option.source
+        if f.option.result and f.option.source is not True
     }
 
 
@@ -273,6 +274,39 @@ def why_stale(stage: Stage, ws: Workspace, params: Any, controls: Controls | Non
     return _look(stage, ws, _plan(stage, ws, params, controls), controls).why
 
 
+def why_recorded_is_stale(stage: Stage, ws: Workspace, record: Record, *, rehash: bool = False) -> list[str]:
+    """Return in words why what a record describes is not up to date, as far as the record alone tells how it was called."""
+    use = {kind: name for kind, noted in record.inputs.items() if (name := noted["role"].partition("-")[2])}
+    view = Workspace(ws.path, as_name=record.role.partition("-")[2] or None, use=use)
+    values, unknown = {}, False
+    for param in fields_of(stage.params):
+        if param.name in record.params:
+            value = record.params[param.name]
+            values[param.name] = tuple(value) if isinstance(value, list) else value
+        elif param.option.source is True:
+            root = ws.path / f"{record.role}.root"
+            values[param.name] = Path(os.fsdecode(root.read_bytes().rstrip(b"\n"))) if root.exists() else ws.source()
+        elif param.name in record.happened.get("call", {}):
+            values[param.name] = record.happened["call"][param.name]
+        elif param.required:
+            unknown = True
+            values[param.name] = None
+    known = replace(stage, identity=None) if unknown else stage
+    try:
+        plan = _plan(known, view, stage.params(**values), Controls(rehash=rehash))
+    except MissingError as error:
+        return [error.message]
+    if unknown:
+        plan = replace(plan, identity=dict(record.identity), key=record.key)
+    return _differences(stage, record, plan, rehash)
+
+
+def _named_only(stage: Stage, params: Any) -> dict[str, str]:
+    """Return the parameters that stay out of the key and are plain words, so that a status can ask again. No path is kept."""
+    values = {f.name: getattr(params, f.name) for f in fields_of(stage.params) if not f.option.result}
+    return {name: value for name, value in values.items() if isinstance(value, str) and re.fullmatch(r"[\w-]+", value)}
+
+
 def _settle(found: _Found, plan: _Plan) -> None:
     """Touch what is up to date but older than an input, and note new stats, so that Make settles in one pass."""
     for ws, record in found.touch:
@@ -342,7 +376,9 @@ def execute(
                 with _Sampler() as sampler:
                     stage.run(ws, params)
                     peak = sampler.finish()
-                happened = _happened(run, started, time.perf_counter() - clock, _cpu_seconds() - cpu, peak)
+                happened = {"call": _named_only(stage, params)} | _happened(
+                    run, started, time.perf_counter() - clock, _cpu_seconds() - cpu, peak
+                )
                 outcome = _commit(stage, ws, run, plan, happened)
             finally:
                 ws._run = None

@@ -189,3 +189,23 @@ def storage_errors(what: str) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError("no-permission", f"may not write {what}: {error.strerror}") from error
         raise
+
+
+def leftover_parts(folder: Path) -> list[Path]:
+    """Return temporary files of runs that have ended: their process, named in the file, is gone."""
+    found = []
+    for path in sorted(folder.glob(f"{PART}*")):
+        pid = path.name.removeprefix(PART).split("-")[0]
+        if not pid.isdigit() or not _is_running(int(pid)):
+            found.append(path)
+    return found
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -29,14 +29,15 @@ class Option:
         help: what it does, with its unit.
         result: False where it cannot change the result (`--threads`), or where `Stage.identity` speaks for it
             (a model's path): it then stays out of the record and the freshness key.
-        source: True where it names the input from outside; its default is then what `source.json` says.
+        source: True where it names the input from outside: its default is then the path that `source.json` holds. A word: its
+            default is that key of `source.json`, if it is there.
         loosens: True where it loosens safety: it can then not come from `md.toml`.
         metavar: the word shown for the value.
     """
 
     help: str
     result: bool = True
-    source: bool = False
+    source: bool | str = False
     loosens: bool = False
     metavar: str | None = None
 
@@ -92,6 +93,7 @@ class Stage:
         optional_writes: those of `writes` that a successful run may leave out.
         identity: what else decides the result, beside parameters and inputs (a model's hash, an engine's version).
         sources: the files outside the workspace that it reads.
+        preload: loads libraries and the model, before the first line of `-` arrives. It may fail: the run then says why.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Stage:
     optional_writes: tuple[str, ...] = ()
     identity: Callable[[Workspace, Any], Mapping[str, Any]] | None = None
     sources: Callable[[Workspace, Any], Sources | None] | None = None
+    preload: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", self.name):

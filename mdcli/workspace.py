@@ -252,7 +252,12 @@ class Workspace:
         return [Workspace(p) for p in sorted(found) if any(p.glob("*.record.json")) or (p / SOURCE_FILE).exists()]
 
     def source(self) -> Path | None:
-        """Return the input from outside that `md cases` noted, or None.
+        """Return the input from outside that `md cases` noted, or None."""
+        found = self.source_key("source")
+        return Path(found) if found else None
+
+    def source_key(self, key: str) -> str | None:
+        """Return one entry of `source.json`, or None.
 
         Raises:
             DataError: `bad-artifact`.
@@ -262,10 +267,12 @@ class Workspace:
             return None
         try:
             document = json.loads(path.read_bytes())
-            assert document["schema"] == "md.source/1"
-            return Path(document["source"])
-        except (ValueError, AssertionError, KeyError, TypeError) as error:
+            if document["schema"] != "md.source/1":
+                raise ValueError(f"schema {document['schema']!r}")
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError("bad-artifact", f"{SOURCE_FILE} of workspace {self.name} is no md.source/1") from error
+        value = document.get(key)
+        return None if value is None else str(value)
 
     def source_root(self, kind: str = "series") -> Path:
         """Return the folder or zip file that the paths of `series.json` are relative to.
@@ -482,8 +489,17 @@ def _who_writes(kind: str) -> str | None:
     return f"md {known[kind]} writes it" if kind in known else None
 
 
-def write_source(folder: Path, source: Path) -> None:
-    """Leave `source.json`: the default of every parameter that is marked as the source."""
+def write_source(folder: Path, source: Path, study_instance_uid: str | None = None) -> None:
+    """Leave `source.json`: the default of every parameter that is marked as the source.
+
+    Args:
+        folder: the workspace.
+        source: the input from outside.
+        study_instance_uid: which study, where `source` holds several.
+    """
+    document = {"schema": "md.source/1", "source": str(source.absolute())}
+    if study_instance_uid:
+        document["study_instance_uid"] = study_instance_uid
     with storage_errors(f"workspace {folder.name}"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(folder / SOURCE_FILE, json_bytes({"schema": "md.source/1", "source": str(source.absolute())}))
+        write_whole(folder / SOURCE_FILE, json_bytes(document))

@@ -1,0 +1,41 @@
+"""List the models that --model knows by name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON (md.models/1).")] = False,
+) -> None:
+    """List the models that `--model` knows by name: those in the folders of MD_MODELS, then the embedded ones."""
+    import json
+
+    from mdcli.errors import MdError
+    from mdcli.inference.card import find_model
+    from mdcli.model_folders import model_folders
+
+    rows: list[dict[str, str]] = []
+    for folder in model_folders():
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if not (path / "model.yaml").is_file():
+                continue
+            try:
+                model = find_model(str(path), ())
+                row = {
+                    "name": path.name,
+                    "version": model.card.version,
+                    "description": model.card.description,
+                    "sha256": model.sha256,
+                }
+            except MdError as error:
+                row = {"name": path.name, "version": "", "description": f"unusable: {error}", "sha256": ""}
+            if path.name not in {known["name"] for known in rows}:
+                rows.append(row)
+    if as_json:
+        print(json.dumps({"schema": "md.models/1", "models": rows}, indent=1))
+        return
+    for row in rows:
+        print(f"{row['name']:<16} {row['version']:<8} {row['description']}")

@@ -1,0 +1,158 @@
+"""Which words `md` knows, and where their code is. Nothing is imported before its word is called."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from mdcli.errors import ConfigError, UsageError
+from mdcli.stage import Stage
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+# One line a stage: the word, the module that declares STAGE.
+STAGES = {
+    "select-series": "mdcli.stages.select_series",
+    "load-volume": "mdcli.stages.load_volume",
+    "infer": "mdcli.stages.infer",
+    "write-seg": "mdcli.stages.write_seg",
+}
+# One line a command: the word, the module with a function of that name.
+COMMANDS = {
+    "demo": "mdcli.commands.demo",
+    "init": "mdcli.commands.init",
+    "cases": "mdcli.commands.cases",
+    "status": "mdcli.commands.status",
+    "inspect": "mdcli.commands.inspect",
+    "path": "mdcli.commands.path",
+    "verify": "mdcli.commands.verify",
+    "profile": "mdcli.commands.profile",
+    "models": "mdcli.commands.models",
+    "plugins": "mdcli.commands.plugins",
+    "schema": "mdcli.commands.schema",
+    "doctor": "mdcli.commands.doctor",
+    "clean": "mdcli.commands.clean",
+    "purge": "mdcli.commands.purge",
+}
+GROUPS = ("mdcli.stages", "mdcli.commands", "mdcli.engines", "mdcli.formats", "mdcli.metrics")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point, known from metadata alone."""
+
+    group: str
+    word: str
+    value: str
+    distribution: str
+    version: str
+    entry_point: EntryPoint
+
+    def load(self) -> Any:
+        """Import it.
+
+        Raises:
+            ConfigError: `broken-plugin`, naming its distribution.
+        """
+        try:
+            return self.entry_point.load()
+        except Exception as error:
+            message = f"plugin {self.word} of {self.distribution} {self.version} does not load: {type(error).__name__}: {error}"
+            hint = f"pip install --upgrade {self.distribution}, or pip uninstall {self.distribution}"
+            raise ConfigError("broken-plugin", message, hint=hint) from error
+
+
+@cache
+def plugins() -> tuple[Plugin, ...]:
+    """Return all plugins that are installed, sorted by group and word. Imports none of them."""
+    from importlib.metadata import entry_points
+
+    found = []
+    for group in GROUPS:
+        for point in entry_points(group=group):
+            name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
+            found.append(Plugin(group, point.name, point.value, name, version, point))
+    return tuple(sorted(found, key=lambda plugin: (plugin.group, plugin.word, plugin.distribution)))
+
+
+def _plugin(group: str, word: str) -> Plugin | None:
+    return next((plugin for plugin in plugins() if plugin.group == group and plugin.word == word), None)
+
+
+def load_stage(word: str) -> Stage:
+    """Return the stage of a word, own or a plugin's. A plugin can't replace one of md's own words.
+
+    Raises:
+        UsageError: `no-such-stage`.
+        ConfigError: `broken-plugin`.
+    """
+    if word in STAGES:
+        stage = importlib.import_module(STAGES[word]).STAGE
+    elif plugin := _plugin("mdcli.stages", word):
+        stage = plugin.load()
+        if not isinstance(stage, Stage) or stage.name != word:
+            message = f"plugin {word} of {plugin.distribution} is no stage of that name: {plugin.value}"
+            raise ConfigError("broken-plugin", message)
+    else:
+        raise UsageError("no-such-stage", f"there is no stage {word}", hint="md --help lists the stages")
+    assert isinstance(stage, Stage)
+    return stage
+
+
+def load_command(word: str) -> Callable[..., Any]:
+    """Return the function of a command, own or a plugin's.
+
+    Raises:
+        UsageError: `no-such-command`.
+        ConfigError: `broken-plugin`.
+    """
+    if word in COMMANDS:
+        function = getattr(importlib.import_module(COMMANDS[word]), word.replace("-", "_"))
+    elif plugin := _plugin("mdcli.commands", word):
+        function = plugin.load()
+        if not callable(function):
+            raise ConfigError("broken-plugin", f"plugin {word} of {plugin.distribution} is no function: {plugin.value}")
+    else:
+        raise UsageError("no-such-command", f"there is no command {word}", hint="md --help lists the commands")
+    return cast("Callable[..., Any]", function)
+
+
+def stage_words() -> list[str]:
+    """Return the words of all stages: own first, in the order of the chain, then plugins'."""
+    return [*STAGES, *(p.word for p in plugins() if p.group == "mdcli.stages" and p.word not in (*STAGES, *COMMANDS))]
+
+
+def command_words() -> list[str]:
+    """Return the words of all commands that are not stages."""
+    return [
+        *COMMANDS,
+        *(p.word for p in plugins() if p.group == "mdcli.commands" and p.word not in (*STAGES, *COMMANDS)),
+    ]
+
+
+def summary(word: str) -> str:
+    """Return the help line of a word, without importing its module: the first line of the docstring in its source."""
+    module = STAGES.get(word) or COMMANDS.get(word)
+    if module is None:
+        plugin = next((p for p in plugins() if p.word == word), None)
+        return f"(plugin {plugin.distribution} {plugin.version})" if plugin else ""
+    path = Path(__file__).parents[1].joinpath(*module.split(".")).with_suffix(".py")
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline().strip().strip('"')
+    except OSError:
+        return (importlib.import_module(module).__doc__ or "").split("\n")[0]
+
+
+def each_stage() -> Iterator[Stage]:
+    """Give every stage that loads: own ones and plugins'."""
+    for word in stage_words():
+        try:
+            yield load_stage(word)
+        except ConfigError:
+            continue
