@@ -1,0 +1,668 @@
+"""Write a label map as a DICOM Segmentation, and read one back against the images it was made from.
+
+Source: DICOM PS3.3 A.51 and C.8.20 (Segmentation IOD), encoded by highdicom.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdcli.dicom.codes import checked_code
+from mdcli.dicom.finding import Finding
+from mdcli.dicom.geometry import COSINE_OFF, POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING
+from mdcli.dicom.sources import Sources, SourceSlice
+from mdcli.dicom.text import character_set, check_declared, check_text
+from mdcli.dicom.uids import derived_uid, settle_uids, stand_in
+from mdcli.errors import DataError
+from mdcli.imaging.nifti import Volume
+
+if TYPE_CHECKING:
+    from highdicom.seg import Segmentation, SegmentDescription
+    from pydicom.dataset import Dataset
+
+SAME_GRID_MM = 1e-3
+"""How far a corner of the label grid may lie from the source grid, and a frame from its source plane."""
+
+_LARGEST_LABEL = 65535
+_UID_PURPOSES = ("series", "sop-instance", "dimension-organization")
+# Attributes of type 2 in the Patient and General Study modules, which highdicom asks for; empty where the sources have none.
+_TYPE_2 = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+_DATES = {"PatientBirthDate": "DA", "StudyDate": "DA", "StudyTime": "TM"}
+_PURPOSE = "Segmentation by a model"
+
+
+@dataclass(frozen=True)
+class Described:
+    """One segment that the label map holds.
+
+    Attributes:
+        value: of the label map.
+        number: SegmentNumber, consecutive from 1.
+        voxels: how many there are.
+        entry: its entry in `segments.json`.
+    """
+
+    value: int
+    number: int
+    voxels: int
+    entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be written, beside the voxels and the sources.
+
+    Attributes:
+        document: `segments.json`.
+        software_version: of md.
+        timestamp: when the object was made; its date and time are written as they are.
+        edited: a person changed what went into it.
+        series_number: of the new series; None for the source's plus 1000.
+        description: what follows the card's prefix in SeriesDescription; empty for the model's name.
+    """
+
+    document: Mapping[str, Any]
+    software_version: str
+    timestamp: datetime
+    edited: bool = False
+    series_number: int | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished object, not yet in a file.
+
+    Attributes:
+        head: the encoded file up to the value of PixelData.
+        pixels: the value of PixelData.
+        sop_instance_uid: of the object, from its content.
+        findings: what a person may want to know.
+    """
+
+    head: bytes
+    pixels: bytes
+    sop_instance_uid: str
+    findings: tuple[Finding, ...]
+
+    def write(self, file: BinaryIO) -> None:
+        """Write the file."""
+        file.write(self.head)
+        file.write(self.pixels)
+
+
+def check_grid(labels: Volume, geometry: Mapping[str, Any]) -> None:
+    """Check that a label map lies on the source grid.
+
+    Args:
+        labels: array (k, j, i), affine LPS+.
+        geometry: `geometry.json`.
+
+    Raises:
+        DataError: `other-grid` where the shape differs or a corner is more than `SAME_GRID_MM` off; `float-labels`.
+    """
+    if labels.array.dtype.kind not in "iub":
+        raise DataError("float-labels", f"labels are whole numbers, not {labels.array.dtype.name}")
+    shape, affine = tuple(geometry["shape"]), np.array(geometry["affine_lps"], np.float64)
+    off = corner_distance(labels.affine, affine, shape) if shape == labels.array.shape else None
+    if off is None or not off <= SAME_GRID_MM:
+        raise DataError(
+            "other-grid",
+            f"the labels are not on the source grid: shape {labels.array.shape}, affine {_rows(labels.affine)}; "
+            f"the source has shape {shape}, affine {_rows(affine)} (k, j, i; LPS mm)",
+            hint="resample them to the source grid with nearest neighbours",
+            off_mm=off,
+            labels_affine_lps=np.asarray(labels.affine).tolist(),
+            source_affine_lps=affine.tolist(),
+        )
+
+
+def corner_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
+    """Return the largest distance in mm between the corners of one grid of shape (k, j, i) under two affines."""
+    k, j, i = np.array(shape) - 1
+    corners = np.array([[x, y, z, 1] for x in (0, i) for y in (0, j) for z in (0, k)], np.float64)
+    return float(np.linalg.norm(((np.asarray(one) - np.asarray(other)) @ corners.T)[:3], axis=0).max())
+
+
+def _rows(affine: NDArray[np.float64]) -> str:
+    return "[" + "; ".join(" ".join(f"{v:.6g}" for v in row) for row in np.asarray(affine)[:3]) + "]"
+
+
+def count_labels(labels: NDArray[Any]) -> dict[int, int]:
+    """Return label value to number of voxels of a label map (k, j, i), 0 left out.
+
+    Raises:
+        DataError: `undescribed-label` for a value that no segment can have (negative, over 65535).
+    """
+    counts: dict[int, int] = {}
+    for plane in labels:
+        low, high = int(plane.min()), int(plane.max())
+        if low < 0 or high > _LARGEST_LABEL:
+            raise DataError(
+                "undescribed-label", f"label value {low if low < 0 else high} is none that a segment can have"
+            )
+        if high:
+            found = np.bincount(plane.ravel().astype(np.intp, copy=False), minlength=high + 1)
+            for value in np.flatnonzero(found).tolist():
+                counts[value] = counts.get(value, 0) + int(found[value])
+    counts.pop(0, None)
+    return dict(sorted(counts.items()))
+
+
+def describe(labels: NDArray[Any], document: Mapping[str, Any]) -> tuple[list[Described], list[Finding]]:
+    """Hold a label map against its `segments.json`.
+
+    Returns:
+        The segments that have voxels, numbered from 1 in the order of their values; and a note for each one that has none, which a
+        SEG without empty frames can't hold.
+
+    Raises:
+        DataError: `undescribed-label`; `bad-artifact` for a value that is described twice or is none.
+    """
+    entries: dict[int, Mapping[str, Any]] = {}
+    for entry in document["segments"]:
+        value = entry["value"]
+        if not isinstance(value, int) or not 1 <= value <= _LARGEST_LABEL or value in entries:
+            raise DataError("bad-artifact", f"segments.json describes the label value {value!r} twice, or it is none")
+        entries[value] = entry
+    counts = count_labels(labels)
+    unknown = sorted(set(counts) - set(entries))
+    if unknown:
+        raise DataError(
+            "undescribed-label",
+            f"label value {unknown[0]} has {counts[unknown[0]]} voxels and is not in segments.json",
+            hint="describe it in segments.json, or set those voxels to a value that is",
+            values=unknown,
+        )
+    found = [Described(v, n, counts[v], entries[v]) for n, v in enumerate(counts, start=1)]
+    absent = [v for v in sorted(entries) if v not in counts]
+    notes = [
+        Finding(
+            "empty-segment",
+            f"{entries[v]['name']} (label value {v}) has no voxel: left out",
+            {"value": v},
+            warning=False,
+        )
+        for v in absent
+    ]
+    return found, notes
+
+
+def make_seg(
+    labels: NDArray[Any], affine: NDArray[np.float64], sources: Sources, segments: Sequence[Described], request: Request
+) -> Written:
+    """Make a SEG of type BINARY: explicit VR little endian, uncompressed, empty frames left out, every source referenced.
+
+    Args:
+        labels: (k, j, i), on the source grid (`check_grid`).
+        affine: of the source grid, (i, j, k) to mm, LPS+.
+        sources: the source images, slice k of the labels at index k.
+        segments: as `describe` returns them; at least one.
+        request: what else goes in.
+
+    Raises:
+        DataError: `other-grid` where the sources don't lie on the grid; what `mdcli.dicom.text` and `mdcli.dicom.codes` refuse;
+            `private-source` for images of a private SOP class.
+    """
+    findings: list[Finding] = []
+    check_planes(affine, labels.shape, sources.slices)
+    with warnings.catch_warnings():
+        # pydicom's warnings show values, which may be a patient's.
+        warnings.simplefilter("ignore")
+        images = _source_images(affine, sources, findings)
+        descriptions = [_description(s, request, findings) for s in segments]
+        dataset = _encode(_numbered(labels, segments), images, descriptions, request)
+        _complete(dataset, sources, request)
+        head, pixels = _serialise(dataset)
+    head, made = settle_uids(head, pixels, _UID_PURPOSES)
+    return Written(head, pixels, made["sop-instance"], tuple(findings))
+
+
+def check_planes(affine: NDArray[np.float64], shape: Sequence[int], slices: Sequence[SourceSlice]) -> float:
+    """Check that every source plane lies where the grid says, and return the largest distance in mm.
+
+    The headers' own rounding keeps slices off a uniform grid; what `load-volume` takes as regular is allowed here too.
+
+    Raises:
+        DataError: `other-grid` with the slice and the distance.
+    """
+    if len(slices) != shape[0]:
+        raise DataError("other-grid", f"the labels have {shape[0]} slices, the source {len(slices)}")
+    spacing = float(np.linalg.norm(affine[:3, 2]))
+    corners = np.array([[i, j, 1.0] for i in (0, shape[2] - 1) for j in (0, shape[1] - 1)])
+    size = float(np.linalg.norm(np.asarray(affine[:3, :2]) @ [shape[2], shape[1]]))
+    allowed = SAME_GRID_MM + max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * spacing) + COSINE_OFF * size
+    worst = 0.0
+    for k, source in enumerate(slices):
+        if source.shape != tuple(shape[1:]):
+            raise DataError(
+                "other-grid", f"slice {k + 1} has {source.shape} rows and columns, the labels {tuple(shape[1:])}"
+            )
+        expected = np.column_stack([affine[:3, 0], affine[:3, 1], affine[:3, 3] + k * affine[:3, 2]])
+        off = float(np.linalg.norm((source.plane() - expected) @ corners.T, axis=0).max())
+        if off > allowed:
+            message = f"source {k + 1} lies {off:.3f} mm from slice {k + 1} of the labels"
+            raise DataError("other-grid", message, slice=k, off_mm=off)
+        worst = max(worst, off)
+    return worst
+
+
+def _numbered(labels: NDArray[Any], segments: Sequence[Described]) -> NDArray[Any]:
+    """Return the label map with segment numbers for values, in the smallest type that highdicom takes."""
+    dtype = np.dtype(np.uint8 if len(segments) < 256 else np.uint16)
+    if all(s.value == s.number for s in segments):
+        return labels.astype(dtype, copy=False)
+    table = np.zeros(max(s.value for s in segments) + 1, dtype)
+    for segment in segments:
+        table[segment.value] = segment.number
+    numbered: NDArray[Any] = table[labels]
+    return numbered
+
+
+def _source_images(affine: NDArray[np.float64], sources: Sources, findings: list[Finding]) -> list[Dataset]:
+    """Return one small data set a slice with what highdicom takes from it; the first also has the patient and the study."""
+    from pydicom.dataset import Dataset
+    from pydicom.uid import UID
+
+    first = _readable(sources.first, findings)
+    check_declared(first, first.get("SpecificCharacterSet"))
+    slices = sources.slices
+    if UID(slices[0].sop_class_uid).is_private:
+        raise DataError("private-source", f"the sources are of the private SOP class {slices[0].sop_class_uid}")
+    frame_of_reference = first.get("FrameOfReferenceUID")
+    if not frame_of_reference:
+        frame_of_reference = derived_uid("frame-of-reference", str(first.SeriesInstanceUID))
+        message = "the sources name no FrameOfReferenceUID: the object has one made from their SeriesInstanceUID"
+        findings.append(Finding("no-frame-of-reference", message))
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    spacing = float(abs(affine[:3, 2] @ normal) / np.linalg.norm(normal))
+    if len(slices) == 1:
+        spacing = 0.0
+    thickness = float(first.get("SliceThickness") or 0) or spacing
+    if not thickness:
+        raise DataError("source-lacks", "a single slice has no SliceThickness")
+    orientation = slices[0].orientation
+    if any(not np.array_equal(s.orientation, orientation) for s in slices):
+        # highdicom writes one orientation for all frames: the mean one, whose distance from each slice is checked.
+        axes = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
+        orientation = axes.T
+    images = []
+    for source in slices:
+        image = Dataset()
+        image.SOPClassUID, image.SOPInstanceUID = source.sop_class_uid, source.sop_instance_uid
+        image.StudyInstanceUID, image.SeriesInstanceUID = str(first.StudyInstanceUID), str(first.SeriesInstanceUID)
+        image.FrameOfReferenceUID = str(frame_of_reference)
+        image.Rows, image.Columns = source.shape
+        image.ImagePositionPatient = [_decimal(v) for v in source.position]
+        image.ImageOrientationPatient = [_decimal(v) for v in orientation.ravel()]
+        image.PixelSpacing = [_decimal(v) for v in slices[0].pixel_spacing]
+        image.SliceThickness = _decimal(thickness)
+        if spacing:
+            image.SpacingBetweenSlices = _decimal(spacing)
+        images.append(image)
+    first.update(images[0])
+    first.Modality = first.get("Modality") or "OT"
+    images[0] = first
+    return images
+
+
+def _decimal(value: float) -> float:
+    """Return a number as a Decimal String can hold it: 16 characters."""
+    from pydicom.valuerep import format_number_as_ds
+
+    return float(format_number_as_ds(float(value)))
+
+
+def _readable(header: Dataset, findings: list[Finding]) -> Dataset:
+    """Return the public part of a header with its text decoded, and what highdicom asks for put right.
+
+    What can't be read is left out; attributes of type 2 that are absent or not valid are empty; both are noted by keyword.
+    """
+    from pydicom.dataset import Dataset
+    from pydicom.valuerep import DA, TM
+
+    kept = Dataset()
+    dropped = []
+    for tag in list(header.keys()):
+        if tag.is_private or tag.group > 0x0040:
+            continue
+        try:
+            element = header[tag]
+            if element.VR == "SQ":
+                for item in element.value:
+                    item.decode()
+            kept.add(element)
+        except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError, OverflowError):
+            dropped.append(str(tag))
+    if dropped:
+        message = f"left out, as it can't be read in the first source: {', '.join(dropped)}"
+        findings.append(Finding("unreadable-attributes", message))
+    absent = [keyword for keyword in _TYPE_2 if keyword not in kept]
+    invalid = []
+    for keyword, vr in _DATES.items():
+        try:
+            (DA if vr == "DA" else TM)(kept.get(keyword) or None)
+        except (ValueError, TypeError):
+            invalid.append(keyword)
+    if kept.get("PatientSex") not in (None, "", "M", "F", "O"):
+        invalid.append("PatientSex")
+    for keyword in (*absent, *invalid):
+        setattr(kept, keyword, "")
+    if absent or invalid:
+        message = f"empty in the object, as the sources have no valid one: {', '.join((*absent, *invalid))}"
+        findings.append(Finding("empty-attributes", message, warning=False))
+    return kept
+
+
+def _description(segment: Described, request: Request, findings: list[Finding]) -> SegmentDescription:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+    from pydicom.sr.codedict import codes
+
+    entry, model = segment.entry, request.document.get("model") or {}
+    name = check_text("SegmentLabel", str(entry["name"]))
+    category, about_category = checked_code(entry.get("category"), "segmented property category")
+    kind, about_kind = checked_code(entry.get("type"), name)
+    findings += [finding for finding in (*about_category, *about_kind) if finding not in findings]
+    algorithm = entry.get("algorithm") or {}
+    origin = str(algorithm.get("type") or "AUTOMATIC")
+    if origin not in ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"):
+        raise DataError("bad-artifact", f"segments.json gives {name} the algorithm type {origin!r}")
+    if request.edited and origin == "AUTOMATIC":
+        origin = "SEMIAUTOMATIC"
+    identification = AlgorithmIdentificationSequence(
+        name=check_text("AlgorithmName", str(algorithm.get("name") or model.get("name") or "unknown")),
+        family=codes.cid7162.ArtificialIntelligence,
+        version=check_text("AlgorithmVersion", str(algorithm.get("version") or model.get("version") or "unknown")),
+        parameters=_parameters(request.document) or None,
+    )
+    colour = entry.get("colour")
+    described = SegmentDescription(
+        segment_number=segment.number,
+        segment_label=name,
+        segmented_property_category=category,
+        segmented_property_type=kind,
+        algorithm_type=origin,
+        algorithm_identification=identification,
+        display_color=CIELabColor.from_rgb(*colour) if colour else None,
+    )
+    described.SegmentDescription = check_text("SegmentDescription", f"Label value {segment.value}")
+    return described
+
+
+def _parameters(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return what ran, for AlgorithmParameters: engine, precision, provider, device, and the model's hash."""
+    engine, model = document.get("engine") or {}, document.get("model") or {}
+    names = {"name": "engine", "version": "engine_version"}
+    facts = {
+        names.get(key, key): str(engine[key])
+        for key in ("name", "version", "precision", "provider", "device")
+        if engine.get(key)
+    }
+    if model.get("sha256"):
+        facts["model_sha256"] = str(model["sha256"])
+    for key, value in facts.items():
+        check_text("AlgorithmParameters", f"{key}={value}")
+    return facts
+
+
+def _remarks(request: Request) -> list[str]:
+    """Return what a reader of the object must know about how it came to be, one sentence each."""
+    document = request.document
+    remarks = [str(document.get("regulatory") or "Research use only, not reviewed.")]
+    if request.edited:
+        remarks.append("Edited by a person after the model.")
+    scope = document.get("out_of_scope")
+    if scope:
+        violations = "; ".join(str(v) for v in scope.get("violations") or [])
+        remarks.append(
+            f"Out of the model's scope, accepted because: {scope.get('reason')}"
+            + (f" ({violations})" if violations else "")
+        )
+    if document.get("lossy"):
+        remarks.append("The source images were once compressed with loss.")
+    return remarks
+
+
+def _encode(
+    array: NDArray[Any], images: Sequence[Dataset], descriptions: Sequence[SegmentDescription], request: Request
+) -> Segmentation:
+    from highdicom import ContributingEquipment
+    from highdicom.seg import Segmentation
+    from pydicom.sr.codedict import codes
+
+    document, first = request.document, images[0]
+    model = document.get("model") or {}
+    name = check_text("ManufacturerModelName", str(model.get("name") or "unknown"))
+    label = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).upper()[:16]
+    scope = " (out of scope)" if document.get("out_of_scope") else ""
+    description = f"{document.get('series_description_prefix', 'AI ')}{request.description or name}{scope}"
+    equipment = ContributingEquipment(
+        manufacturer="unknown",
+        purpose_of_reference=codes.DCM.ProcessingEquipment,
+        manufacturer_model_name=name,
+        software_versions=check_text("SoftwareVersions", str(model.get("version") or "unknown")),
+        device_serial_number=check_text("DeviceSerialNumber", str(model["sha256"])) if model.get("sha256") else None,
+        contribution_description=check_text("ContributionDescription", f"{_PURPOSE}. {_remarks(request)[0]}"),
+    )
+    # highdicom logs a name that looks odd to it, so it gets a stand-in for the name and for nothing else.
+    patient_name, first.PatientName = first.PatientName, "^"
+    dataset = Segmentation(
+        source_images=images,
+        pixel_array=array,
+        segmentation_type="BINARY",
+        segment_descriptions=descriptions,
+        series_instance_uid=stand_in("series"),
+        series_number=_series_number(first, request),
+        sop_instance_uid=stand_in("sop-instance"),
+        instance_number=1,
+        manufacturer="mdcli",
+        manufacturer_model_name="md",
+        software_versions=check_text("SoftwareVersions", request.software_version),
+        device_serial_number="none",
+        content_label=check_text("ContentLabel", label),
+        content_description=check_text("ContentDescription", f"{_PURPOSE}{scope}"),
+        content_qualification="RESEARCH",
+        series_description=check_text("SeriesDescription", description),
+        contributing_equipment=[equipment],
+        specific_character_set=None,
+    )
+    dataset.PatientName = patient_name
+    return dataset
+
+
+def _series_number(first: Dataset, request: Request) -> int:
+    if request.series_number is not None:
+        return request.series_number
+    try:
+        return 1000 + max(0, min(int(first.get("SeriesNumber") or 0), 1_000_000))
+    except (ValueError, TypeError):
+        return 1000
+
+
+def _complete(dataset: Segmentation, sources: Sources, request: Request) -> None:
+    """Put in what highdicom leaves to the clock, to chance, or out."""
+    from pydicom.valuerep import DA, DT, TM
+
+    date, time = request.timestamp.strftime("%Y%m%d"), request.timestamp.strftime("%H%M%S")
+    dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = DA(date)
+    dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = TM(time)
+    for item in dataset.ContributingEquipmentSequence[-2:]:
+        item.ContributionDateTime = DT(date + time)
+    organization = stand_in("dimension-organization")
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        item.DimensionOrganizationUID = organization
+    offset = sources.first.get("TimezoneOffsetFromUTC")
+    if offset:
+        dataset.TimezoneOffsetFromUTC = offset
+    dataset.ImageComments = check_text("ImageComments", "\r\n".join(_remarks(request)))
+    if request.document.get("lossy") or any(s.lossy for s in sources.slices):
+        dataset.LossyImageCompression = "01"
+    terms = sources.first.get("SpecificCharacterSet")
+    chosen = character_set(dataset, [terms] if isinstance(terms, str) else terms)
+    if chosen is not None:
+        dataset.SpecificCharacterSet = chosen
+
+
+def _serialise(dataset: Segmentation) -> tuple[bytes, bytes]:
+    """Return the file up to the value of PixelData, and that value."""
+    with io.BytesIO() as file:
+        dataset.save_as(file, enforce_file_format=True)
+        data = file.getbuffer()
+        length = len(dataset.PixelData)
+        head, pixels = bytes(data[:-length]), bytes(data[-length:])
+        data.release()
+    return head, pixels
+
+
+# Reading back
+
+
+@dataclass
+class _Extent:
+    """Count, sum and extreme coordinates of voxel centres in mm, gathered plane by plane."""
+
+    voxels: int = 0
+    total: NDArray[np.float64] | None = None
+    low: NDArray[np.float64] | None = None
+    high: NDArray[np.float64] | None = None
+
+    def add(self, mask: NDArray[np.bool_], plane: NDArray[np.float64]) -> None:
+        """Add the voxels of a mask (j, i) on a plane (3x3, (i, j, 1) to mm)."""
+        rows = np.flatnonzero(mask.any(axis=1))
+        if not rows.size:
+            return
+        part = mask[rows]
+        counts = part.sum(axis=1)
+        voxels = int(counts.sum())
+        columns = part.sum(axis=0)
+        index_sum = np.array([columns @ np.arange(mask.shape[1]), counts @ rows, voxels], np.float64)
+        # In a row, an affine coordinate is extreme at the first or at the last voxel.
+        ends = np.concatenate([part.argmax(axis=1), mask.shape[1] - 1 - part[:, ::-1].argmax(axis=1)])
+        points = plane @ np.stack([ends, np.tile(rows, 2), np.ones(2 * rows.size)])
+        low, high, total = points.min(axis=1), points.max(axis=1), plane @ index_sum
+        self.voxels += voxels
+        self.total = total if self.total is None else self.total + total
+        self.low = low if self.low is None else np.minimum(self.low, low)
+        self.high = high if self.high is None else np.maximum(self.high, high)
+
+    def points(self) -> NDArray[np.float64]:
+        """Return centroid, lowest and highest coordinates, 3x3."""
+        assert self.total is not None and self.low is not None and self.high is not None
+        return np.stack([self.total / self.voxels, self.low, self.high])
+
+
+def read_back(
+    path: Path,
+    labels: NDArray[Any],
+    affine: NDArray[np.float64],
+    slices: Sequence[SourceSlice],
+    segments: Iterable[Described],
+) -> None:
+    """Check a finished SEG against its label map and its sources, both read anew.
+
+    Pixels are unpacked here, not by the library that packed them. Each frame must lie on a source plane within `SAME_GRID_MM`
+    (plus what one orientation for all frames leaves) and refer to that image; its voxels must be those of the label map in that
+    slice; and per segment the count, the centroid and the extreme coordinates in mm must agree.
+
+    Args:
+        path: of the file.
+        labels: (k, j, i).
+        affine: of the labels, (i, j, k) to mm, LPS+.
+        slices: the source images, read again after the writing.
+        segments: what the file must hold.
+
+    Raises:
+        DataError: `read-back-failed`.
+    """
+    from pydicom import dcmread
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = dcmread(path)
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if (rows, columns) != labels.shape[1:] or dataset.BitsAllocated != 1 or dataset.SegmentationType != "BINARY":
+        raise _failed(f"it holds {rows} x {columns} pixels of {dataset.BitsAllocated} bits")
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    axes = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, np.float64).reshape(2, 3)
+    row_spacing, column_spacing = (float(v) for v in shared.PixelMeasuresSequence[0].PixelSpacing)
+    index = {source.sop_instance_uid: k for k, source in enumerate(slices)}
+    known = {segment.number: segment for segment in segments}
+    packed = np.frombuffer(dataset.PixelData, np.uint8)
+    groups = dataset.PerFrameFunctionalGroupsSequence
+    if len(groups) != int(dataset.NumberOfFrames) or packed.size * 8 < len(groups) * rows * columns:
+        raise _failed(f"it has {dataset.NumberOfFrames} frames and pixels for {packed.size * 8 // (rows * columns)}")
+    corners = np.array([[i, j, 1.0] for i in (0, columns - 1) for j in (0, rows - 1)])
+    deviation = check_planes(affine, labels.shape, slices)
+    in_file = {number: _Extent() for number in known}
+    for n, group in enumerate(groups):
+        # A file with one segment says so once, for all frames.
+        identification = (group if "SegmentIdentificationSequence" in group else shared).SegmentIdentificationSequence
+        segment = known.get(int(identification[0].ReferencedSegmentNumber))
+        uid = str(group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID)
+        if segment is None or uid not in index:
+            raise _failed(f"frame {n + 1} refers to an image or a segment that is not there")
+        k = index[uid]
+        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, np.float64)
+        plane = np.stack([axes[0] * column_spacing, axes[1] * row_spacing, position], axis=1)
+        off = float(np.linalg.norm(position - slices[k].position))
+        turned = float(np.linalg.norm((plane - slices[k].plane()) @ corners.T, axis=0).max())
+        if off > SAME_GRID_MM or turned > SAME_GRID_MM + deviation:
+            raise _failed(f"frame {n + 1} lies {max(off, turned):.4f} mm from the image it refers to")
+        mask = _frame(packed, n, rows, columns)
+        if not np.array_equal(mask, labels[k] == segment.value):
+            raise _failed(f"frame {n + 1} differs from slice {k + 1} of label value {segment.value}")
+        in_file[segment.number].add(mask, plane)
+    in_labels = {number: _Extent() for number in known}
+    for k, labelled in enumerate(labels):
+        if not labelled.any():
+            continue
+        plane = np.column_stack([affine[:3, 0], affine[:3, 1], affine[:3, 3] + k * affine[:3, 2]])
+        for number, segment in known.items():
+            in_labels[number].add(labelled == segment.value, plane)
+    for number, segment in known.items():
+        found, expected = in_file[number], in_labels[number]
+        if found.voxels != expected.voxels or not found.voxels:
+            raise _failed(
+                f"label value {segment.value} has {found.voxels} voxels in it, {expected.voxels} in the labels"
+            )
+        off = float(np.abs(found.points() - expected.points()).max())
+        if off > SAME_GRID_MM + deviation:
+            raise _failed(f"label value {segment.value} lies {off:.4f} mm from where the labels have it")
+
+
+def _frame(packed: NDArray[np.uint8], n: int, rows: int, columns: int) -> NDArray[np.bool_]:
+    """Unpack frame n (j, i) of one-bit pixels: frames follow each other without padding, the lowest bit first.
+
+    Source: DICOM PS3.5 8.1.1 and annex D.
+    """
+    start = n * rows * columns
+    first, skip = divmod(start, 8)
+    last = -(-(start + rows * columns) // 8)
+    bits = np.unpackbits(packed[first:last], bitorder="little")[skip : skip + rows * columns]
+    return bits.reshape(rows, columns).view(np.bool_)
+
+
+def _failed(what: str) -> DataError:
+    hint = "nothing was written; please report it with the record of the labels"
+    return DataError("read-back-failed", f"the finished SEG does not hold what it should: {what}", hint=hint)

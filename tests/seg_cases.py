@@ -1,0 +1,168 @@
+"""Small CT and MR series made with pydicom alone, with the artifacts that `write-seg` reads, for its tests."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+CANARY = "Canary^Secretname"
+
+# Direction cosines of rows and columns; the normal of each points along the row crossed with the column.
+PLANES = {
+    "axial": ([1, 0, 0], [0, 1, 0]),
+    "coronal": ([1, 0, 0], [0, 0, -1]),
+    "sagittal": ([0, 1, 0], [0, 0, -1]),
+    "oblique": ([0.8, 0.6, 0], [-0.36, 0.48, 0.8]),
+}
+
+
+@dataclass
+class Case:
+    """A series on disk and what load-volume and infer would say of it."""
+
+    root: Path
+    paths: list[str]
+    affine: np.ndarray
+    shape: tuple[int, int, int]
+    geometry: dict[str, Any]
+    segments: dict[str, Any]
+    labels: np.ndarray
+
+
+def affine_of(plane: str, spacing=(0.75, 1.25, 3.0), origin=(-20.5, 31.25, -400.0)) -> np.ndarray:
+    """Return (i, j, k) to mm, LPS+: spacing is along i, j and k."""
+    row, column = (np.array(v, float) for v in PLANES[plane])
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = (
+        row * spacing[0],
+        column * spacing[1],
+        np.cross(row, column) * spacing[2],
+    )
+    affine[:3, 3] = origin
+    return affine
+
+
+def header(k: int, affine: np.ndarray, shape: tuple[int, int, int], uids: dict[str, str]) -> Dataset:
+    """Return slice k as a conforming CT image, without pixels."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, generate_uid()
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = uids["study"], uids["series"], uids["frame"]
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = CANARY, "CANARYID", "19010203", "O"
+    ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20260101", "120000", "1", "A1"
+    ds.ReferringPhysicianName, ds.PositionReferenceIndicator = "Ref^Doctor", ""
+    ds.Modality, ds.Manufacturer, ds.SeriesNumber, ds.InstanceNumber = "CT", "none", 4, k + 1
+    ds.ImageType, ds.PatientPosition, ds.AcquisitionNumber, ds.KVP = ["ORIGINAL", "PRIMARY", "AXIAL"], "HFS", 1, 120
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    ds.PixelSpacing, ds.SliceThickness = [float(sizes[1]), float(sizes[0])], float(sizes[2])
+    ds.ImageOrientationPatient = [*(affine[:3, 0] / sizes[0]), *(affine[:3, 1] / sizes[1])]
+    ds.ImagePositionPatient = [round(float(v), 8) for v in affine[:3, 3] + k * affine[:3, 2]]
+    ds.Rows, ds.Columns = shape[1], shape[2]
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = 1, 0, "HU"
+    return ds
+
+
+def save(ds: Dataset, path: Path) -> None:
+    """Write one image with pixels of zero."""
+    ds.PixelData = bytes(ds.Rows * ds.Columns * 2)
+    ds["PixelData"].VR = "OW"
+    ds.save_as(path, enforce_file_format=True)
+
+
+def segments_document(values=(1, 2, 5), **more: Any) -> dict[str, Any]:
+    """Return a `segments.json` with one segment a value."""
+    names = {1: "Liver", 2: "Spleen", 5: "Aorta"}
+    codes = {1: ("10200004", "Liver"), 2: ("78961009", "Spleen"), 5: ("15825003", "Aorta")}
+    category = {"value": "91723000", "scheme": "SCT", "meaning": "Anatomical Structure"}
+    return {
+        "schema": "md.segments/1",
+        "segments": [
+            {
+                "value": v,
+                "name": names[v],
+                "category": category,
+                "type": {"value": codes[v][0], "scheme": "SCT", "meaning": codes[v][1]},
+                "colour": [200, 40 * v, 10],
+                "algorithm": {"type": "AUTOMATIC", "name": "testnet", "version": "1.2"},
+            }
+            for v in values
+        ],
+        "model": {"name": "testnet", "version": "1.2", "sha256": "ab" * 32},
+        "engine": {
+            "name": "onnxruntime",
+            "version": "1.31",
+            "precision": "float32",
+            "provider": "CPUExecutionProvider",
+        },
+        "task": "segmentation",
+        "empty": "valid",
+        "result": "processed",
+        "out_of_scope": None,
+        "series_description_prefix": "AI ",
+        "regulatory": "Research use only, not reviewed.",
+        **more,
+    }
+
+
+def blobs(shape: tuple[int, int, int]) -> np.ndarray:
+    """Return labels 1, 2 and 5: lopsided blobs that no flip or swap of axes maps to themselves; some slices stay empty."""
+    labels = np.zeros(shape, np.uint8)
+    labels[1:4, 2:9, 3:7] = 1
+    labels[1, 2, 3:12] = 1
+    labels[3:5, 10:14, 12:15] = 2
+    labels[4, 1, 1] = 5
+    return labels
+
+
+def make_case(folder: Path, plane: str = "axial", shape=(6, 17, 19), change=None, **more: Any) -> Case:
+    """Write a series and return it with its artifacts. `change(dataset, k)` edits each header before it is written."""
+    root = folder / "dicom"
+    root.mkdir(parents=True)
+    affine = affine_of(plane)
+    uids = {name: generate_uid() for name in ("study", "series", "frame")}
+    paths, slices = [], []
+    for k in range(shape[0]):
+        ds = header(k, affine, shape, uids)
+        if change:
+            change(ds, k)
+        paths.append(f"{(k * 7) % 10}{k}.dcm")
+        save(ds, root / paths[-1])
+        position = [float(v) for v in ds.ImagePositionPatient]
+        slices.append({"k": k, "sop_instance_uid": ds.SOPInstanceUID, "path": paths[-1], "position_mm": position})
+    geometry = {
+        "schema": "md.geometry/1",
+        "series_instance_uid": uids["series"],
+        "study_instance_uid": uids["study"],
+        "frame_of_reference_uid": uids["frame"],
+        "modality": "CT",
+        "shape": list(shape),
+        "affine_lps": affine.tolist(),
+        "slices": slices,
+    }
+    return Case(root, paths, affine, shape, geometry, segments_document(**more), blobs(shape))
+
+
+def make_workspace(
+    case: Case, folder: Path, labels: np.ndarray | None = None, affine: np.ndarray | None = None
+) -> Path:
+    """Write the artifacts that `write-seg` reads into a workspace."""
+    from mdcli.imaging.nifti import write_nifti
+
+    folder.mkdir()
+    (folder / "geometry.json").write_text(json.dumps(case.geometry))
+    (folder / "segments.json").write_text(json.dumps(case.segments))
+    series = {"schema": "md.series/1", "series": {"series_instance_uid": case.geometry["series_instance_uid"]}}
+    (folder / "series.json").write_text(json.dumps(series))
+    (folder / "series.root").write_text(f"{case.root}\n")
+    with (folder / "labels.nii").open("wb") as file:
+        write_nifti(file, case.labels if labels is None else labels, case.affine if affine is None else affine)
+    return folder
