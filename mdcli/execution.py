@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mdcli.errors import DataError, MdError, MissingError, OutOfTimeError, PersonsFileError, StorageError
+from mdcli.errors import DataError, MdError, MissingError, OutOfTimeError, PersonsFileError, StorageError, UsageError
 from mdcli.records import (
     PART,
     Record,
@@ -129,6 +129,13 @@ def _inputs(stage: Stage, ws: Workspace, rehash: bool) -> tuple[dict[str, dict[s
         edited |= {role} if changed else set()
         edited |= set(record.edited) if record else set()
     return inputs, newest, sorted(edited)
+
+
+def _refuse_own_input(stage: Stage, ws: Workspace) -> None:
+    for kind in {*stage.reads, *stage.optional_reads} & {*stage.writes}:
+        if ws.role_to_read(kind) == ws.role_to_write(kind):
+            message = f"{stage.name} would write over {artifact_name(ws.role_to_read(kind))}, which it reads"
+            raise UsageError("same-name", message, hint="give what it writes a name with --as NAME")
 
 
 def _plan(stage: Stage, ws: Workspace, params: Any, controls: Controls) -> _Plan:
@@ -353,6 +360,7 @@ def execute(
     peak, result = 0.0, "failed"
     try:
         with _time_limit(controls.timeout), storage_errors(f"workspace {ws.name}"):
+            _refuse_own_input(stage, ws)
             plan = _plan(stage, ws, params, controls)
             found = _look(stage, ws, plan, controls)
             if controls.dry_run:

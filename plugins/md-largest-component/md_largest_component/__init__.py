@@ -1,0 +1,1 @@
+"""A plugin for md: keep the largest connected component of every label."""

@@ -1,0 +1,1 @@
+"""A plugin for md with one stage."""
