@@ -41,7 +41,7 @@ class Landmark:
         position_mm: (x, y, z) of its middle, LPS+.
         weights: of the 15 polynomials of `directional_basis`. They were picked by a random search among -1, 0 and 1 so that the
             pattern correlates by less than 0.32 with itself under each of the other 47 signed axis permutations, by less than
-            0.46 with another landmark under any of the 48, and by more than 0.75 with itself turned by 20 degrees.
+            0.46 with another landmark under any of the 48, and by more than 0.7 with itself turned by 20 degrees.
     """
 
     name: str
@@ -55,9 +55,9 @@ def _from_centre(x: float, y: float, z: float) -> tuple[float, float, float]:
 
 LANDMARKS = (
     Landmark("anchor", _from_centre(-84, 24, -50), (1, -1, -1, 1, -1, -1, 0, 0, -1, -1, -1, -1, 0, 1, 0)),
-    Landmark("beacon", _from_centre(48, -34, -55), (1, 0, 0, -1, -1, 0, 1, 0, 1, -1, 0, 0, -1, -1, 0)),
-    Landmark("cairn", _from_centre(-36, -46, 38), (1, 0, -1, 0, 1, 0, -1, 0, -1, -1, 0, 0, 1, 1, 0)),
-    Landmark("dial", _from_centre(88, 20, 12), (-1, -1, -1, 1, -1, 1, 0, 0, -1, -1, -1, 0, 1, 0, -1)),
+    Landmark("beacon", _from_centre(30, -44, -50), (1, 0, 0, -1, -1, 0, 1, 0, 1, -1, 0, 0, -1, -1, 0)),
+    Landmark("cairn", _from_centre(-30, -46, 44), (1, 0, -1, 0, 1, 0, -1, 0, -1, -1, 0, 0, 1, 1, 0)),
+    Landmark("dial", _from_centre(92, 20, -14), (-1, -1, -1, 1, -1, 1, 0, 0, -1, -1, -1, 0, 1, 0, -1)),
 )
 
 
