@@ -160,7 +160,6 @@ _CHARSET, _SERIES, _PIXEL_REPRESENTATION = 0x00080005, 0x0020000E, 0x00280103
 _OVERLAY_ROWS = 0x60000010
 _PIXELS = 0x7FE00010
 _ANY_PIXELS = frozenset((_PIXELS, 0x7FE00008, 0x7FE00009))
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
 
 _FIRST_READ = 16 << 10
@@ -496,33 +495,34 @@ def _walk(head: _Head, position: int, syntax: str, wanted: Mapping[int, _Want], 
 
 def _walk_explicit(head: _Head, position: int, wanted: Mapping[int, _Want], found: _Found) -> _Pixels:
     data, last, before = head.reach(position), head.last, -1
-    unpack, start_of = _EXPLICIT, _START.get
+    unpack, starts = _EXPLICIT, _START
     while True:
         group, element, vr, length = unpack(data, position)
         tag = group << 16 | element
-        if tag <= before:
+        if tag <= before or vr not in starts:
             raise _OddError
         before = tag
-        start = start_of(vr)
-        if start == 8:
-            value = position + 8
-            end = value + length
-        elif start == 12:
-            value = position + 12
+        start = starts[vr]
+        value = position + start
+        if start == 12:
             (length,) = _LENGTH(data, position + 8)
             if tag in _ANY_PIXELS:
                 return _at_pixels(head, tag, vr, value, length, found)
-            end = value + length if length != _UNDEFINED else _skip_items(head, value, vr == _UN, 1, vr)
-            data, last = head.data, head.last
+            if length == _UNDEFINED:
+                if vr not in (_SQ, _UN):
+                    raise _OddError
+                position = _skip_items(head, value, implicit=vr == _UN)
+                data, last, length = head.data, head.last, position - value - 8
+            else:
+                position = value + length
         else:
-            raise _OddError
-        if end > last:
-            data, last = head.reach(end), head.last
+            position = value + length
+        if position > last:
+            data, last = head.reach(position), head.last
         if tag in wanted:
-            found[tag] = (vr, data[value:end] if end - value <= _MAX_VALUE else _overlong(wanted[tag], length))
-        if end > last:
+            found[tag] = (vr, data[value : value + length] if length <= _MAX_VALUE else _overlong(wanted[tag], length))
+        if position > last:
             return None
-        position = end
 
 
 def _walk_implicit(head: _Head, position: int, wanted: Mapping[int, _Want], found: _Found) -> _Pixels:
@@ -536,15 +536,18 @@ def _walk_implicit(head: _Head, position: int, wanted: Mapping[int, _Want], foun
         value = position + 8
         if tag in _ANY_PIXELS:
             return _at_pixels(head, tag, 0, value, length, found)
-        end = value + length if length != _UNDEFINED else _skip_items(head, value, True, 1, _SQ)
-        if end > last or length == _UNDEFINED:
-            data, last = head.reach(end), head.last
+        if length == _UNDEFINED:
+            position = _skip_items(head, value, implicit=True)
+            data, last, length = head.data, head.last, position - value - 8
+        else:
+            position = value + length
+        if position > last:
+            data, last = head.reach(position), head.last
         if tag in wanted:
             want = wanted[tag]
-            found[tag] = (want.code, data[value:end] if end - value <= _MAX_VALUE else _overlong(want, length))
-        if end > last:
+            found[tag] = (want.code, data[value : value + length] if length <= _MAX_VALUE else _overlong(want, length))
+        if position > last:
             return None
-        position = end
 
 
 def _at_pixels(head: _Head, tag: int, vr: int, value: int, length: int, found: _Found) -> _Pixels:
@@ -562,47 +565,56 @@ def _overlong(want: _Want, length: int) -> bytes:
     return b"\1"
 
 
-def _skip_items(head: _Head, position: int, implicit: bool, depth: int, vr: int) -> int:
-    """Return where a sequence of undefined length ends (PS3.5 section 7.5)."""
-    if vr not in (_SQ, _UN):
-        raise _OddError
-    if depth > _MAX_DEPTH:
-        raise _DamagedError(f"its sequences are nested deeper than {_MAX_DEPTH}")
-    while True:
-        group, element, length = _IMPLICIT(head.reach(position), position)
-        if head.ends_at(position):
-            raise _DamagedError("it ends within its header")
-        tag = group << 16 | element
-        position += 8
-        if tag == _SEQUENCE_END:
-            return position
-        if tag != _ITEM:
-            raise _OddError
-        position = position + length if length != _UNDEFINED else _skip_item(head, position, implicit, depth)
+def _skip_items(head: _Head, position: int, implicit: bool) -> int:
+    """Return where a sequence of undefined length ends (PS3.5 section 7.5).
 
-
-def _skip_item(head: _Head, position: int, implicit: bool, depth: int) -> int:
-    """Return where an item of undefined length ends."""
-    while True:
-        data = head.reach(position)
-        if head.ends_at(position):
-            raise _DamagedError("it ends within its header")
-        group, element, length = _IMPLICIT(data, position)
+    Args:
+        head: the file.
+        position: of its first item.
+        implicit: whether its items are in implicit VR, as those of UN are (PS3.5 section 6.2.2).
+    """
+    data, last = head.data, head.last
+    # Sequence, item, sequence, item ... that are open and of undefined length, with the encoding of each.
+    levels = [implicit]
+    while levels:
+        if position > last:
+            data, last = head.reach(position), head.last
+            if position > last:
+                raise _DamagedError("it ends within its header")
+        group, element, vr, length = _EXPLICIT(data, position)
+        in_item = len(levels) % 2 == 0
         if group == 0xFFFE:
-            if element != _ITEM_END & 0xFFFF:
+            (length,) = _LENGTH(data, position + 4)
+            position += 8
+            if element == 0xE000 and not in_item:
+                if length == _UNDEFINED:
+                    levels.append(levels[-1])
+                else:
+                    position += length
+            elif element == (0xE00D if in_item else 0xE0DD):
+                levels.pop()
+            else:
                 raise _OddError
-            return position + 8
-        vr, value = _SQ, position + 8
-        if not implicit:
-            _, _, vr, length = _EXPLICIT(data, position)
-            start = _START.get(vr)
-            if start is None:
-                raise _OddError
-            value = position + start
-            if start == 12:
-                (length,) = _LENGTH(data, position + 8)
-        undefined = length == _UNDEFINED
-        position = _skip_items(head, value, implicit or vr == _UN, depth + 1, vr) if undefined else value + length
+            continue
+        if not in_item:
+            raise _OddError
+        if levels[-1]:
+            vr, start = _SQ, 8
+            (length,) = _LENGTH(data, position + 4)
+        elif vr not in _START:
+            raise _OddError
+        elif (start := _START[vr]) == 12:
+            (length,) = _LENGTH(data, position + 8)
+        position += start
+        if length != _UNDEFINED:
+            position += length
+        elif vr not in (_SQ, _UN):
+            raise _OddError
+        elif len(levels) >= _MAX_DEPTH:
+            raise _DamagedError(f"its sequences are nested deeper than {_MAX_DEPTH // 2}")
+        else:
+            levels.append(levels[-1] or vr == _UN)
+    return position
 
 
 def _ask_pydicom(head: _Head, position: int, syntax: str, wanted: Mapping[int, _Want], found: _Found) -> _Pixels:
