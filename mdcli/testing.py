@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mdcli.errors import MissingError
 from mdcli.execution import Controls, Outcome, execute
+from mdcli.records import load_record
 from mdcli.reporting import Reporter
 from mdcli.stage import Stage
-from mdcli.workspace import Workspace
+from mdcli.workspace import Workspace, artifact_name
 
 
 class ListReporter(Reporter):
@@ -49,3 +52,55 @@ def run_stage(
     outcome = execute(stage, ws, stage.params(**params), controls, reporter)
     assert outcome is not None, "a dry run has no outcome"
     return outcome
+
+
+def contract_problems(stage: Stage, prepared: Path, scratch: Path, **params: Any) -> list[str]:
+    """Return in words which promises of every stage this one breaks; nothing where it keeps them all.
+
+    It is run in copies of a workspace that is prepared up to its inputs: what it writes is declared and has records, a second run
+    does nothing, two runs give the same bytes, a missing input is refused with status 66 and nothing written, a dry run does nothing.
+
+    Args:
+        stage: the declared stage.
+        prepared: a workspace that holds what the stage reads.
+        scratch: an empty folder to work in.
+        params: its parameters.
+    """
+    problems = []
+    first, second, empty = scratch / "first", scratch / "second", scratch / "empty"
+    for copy in (first, second):
+        shutil.copytree(prepared, copy)
+    before = _contents(first)
+    execute(stage, Workspace(first), stage.params(**params), Controls(dry_run=True))
+    if _contents(first) != before:
+        problems.append("a dry run changes the workspace")
+    outcome = run_stage(stage, first, **params)
+    after = _contents(first)
+    problems += [f"it changes {name}, which it reads" for name in before if after.get(name) != before[name]]
+    declared = {artifact_name(Workspace(first).role_to_write(kind)) for kind in stage.writes}
+    for name in sorted({*after} - {*before}):
+        top = name.split("/")[0]
+        record = top.removesuffix(".record.json")
+        known = top in declared or any(artifact_name(record) == d for d in declared) or top.endswith(".root")
+        if not known and not (first / top).is_dir():
+            problems.append(f"it writes {name}, which it does not declare")
+    for path, roles in outcome.artifacts.items():
+        problems += [f"{role} has no record" for role in roles if load_record(path, role) is None]
+    if not run_stage(stage, first, **params).up_to_date:
+        problems.append("a second run does it again")
+    run_stage(stage, second, **params)
+    artifacts = {name for name in {*after} - {*before} if not name.endswith((".record.json", ".root"))}
+    again = _contents(second)
+    problems += [f"{name} differs between two runs" for name in sorted(artifacts) if again.get(name) != after[name]]
+    if stage.reads:
+        try:
+            run_stage(stage, empty, **params)
+            problems.append("it runs without its input")
+        except MissingError:
+            if empty.exists() and any(empty.iterdir()):
+                problems.append("it writes although its input is missing")
+    return problems
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -12,7 +12,7 @@ from mdcli import registry
 PACKAGE = Path(__file__).parents[1] / "mdcli"
 PURE = {"dicom", "imaging", "inference", "checking", "phantom"}
 MIDDLE = {"workspace", "records", "execution", "reporting", "registry", "cohort", "model_folders", "testing"}
-BASE = {"errors", "stage", "__init__"}
+BASE = {"errors", "stage", "__init__", "__version__"}
 HEAVY = (
     "numpy",
     "pydicom",

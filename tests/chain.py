@@ -1,0 +1,59 @@
+"""The four-stage chain on a small phantom, for tests that need real artifacts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mdcli import registry
+from mdcli.stage import Stage
+from mdcli.testing import run_stage
+
+CHAIN = ("select-series", "load-volume", "infer", "write-seg")
+CANARY = "Canaryname"
+
+
+def params_of(word: str, source: Path, model: str = "landmarks") -> dict[str, object]:
+    """Return what the chain's stages are called with."""
+    return {"select-series": {"dicom": source}, "infer": {"model": model}}.get(word, {})
+
+
+def stage_of(word: str) -> Stage:
+    """Return a stage by its word."""
+    return registry.load_stage(word)
+
+
+def run_chain(
+    workspace: Path, source: Path, model: str = "landmarks", until: str = "write-seg", **controls: object
+) -> None:
+    """Run the chain up to and with a stage, in process."""
+    for word in CHAIN:
+        run_stage(stage_of(word), workspace, **params_of(word, source, model), **controls)  # type: ignore[arg-type]
+        if word == until:
+            return
+
+
+def canary_study(folder: Path) -> Path:
+    """Write the phantom's study with a patient whose name, id and birth date are easily found again."""
+    import pydicom
+
+    from mdcli.phantom.study import write_study
+
+    write_study(folder)
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        try:
+            dataset = pydicom.dcmread(path)
+        except pydicom.errors.InvalidDicomError:
+            continue
+        dataset.PatientName, dataset.PatientID = f"{CANARY}^Given", f"{CANARY}-ID"
+        dataset.PatientBirthDate = "19010203"
+        dataset.save_as(path)
+    return folder
+
+
+def md_environment(**more: str) -> dict[str, str]:
+    """Return the environment for `python -m mdcli` in a subprocess, wherever it is started."""
+    root = str(Path(__file__).parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), **more}

@@ -1,0 +1,113 @@
+"""What every stage promises, tested once for all of them, and that a patient's name is nowhere."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mdcli import registry
+from mdcli.stage import fields_of
+from mdcli.testing import contract_problems
+from tests.chain import CANARY, CHAIN, canary_study, md_environment, params_of, run_chain, stage_of
+
+SCHEMAS = Path(__file__).parents[1] / "mdcli" / "schemas"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return canary_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def prepared(study, tmp_path_factory):
+    """Return a function that gives a workspace prepared up to, but without, a stage."""
+    done = {}
+    folder = tmp_path_factory.mktemp("prepared")
+
+    def up_to(word):
+        if word not in done:
+            place = folder / word.replace("-", "_")
+            if CHAIN.index(word) == 0:
+                place.mkdir()
+            else:
+                before = CHAIN[CHAIN.index(word) - 1]
+                shutil.copytree(up_to(before), place)
+                from mdcli.testing import run_stage
+
+                run_stage(stage_of(before), place, **params_of(before, study))
+            done[word] = place
+        return done[word]
+
+    return up_to
+
+
+@pytest.mark.parametrize("word", registry.STAGES)
+def test_every_stage_keeps_the_contract(word, prepared, study, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1767225600")
+    assert contract_problems(stage_of(word), prepared(word), tmp_path, **params_of(word, study)) == []
+
+
+@pytest.mark.parametrize("word", registry.STAGES)
+def test_every_option_has_a_help_text(word):
+    for field in fields_of(stage_of(word).params):
+        assert field.option.help, field.name
+
+
+@pytest.fixture(scope="module")
+def piped(study, tmp_path_factory):
+    """Run the chain as a shell pipe with all it can say, and return its folder, standard output and error."""
+    folder = tmp_path_factory.mktemp("piped")
+    md = f"{sys.executable} -m mdcli"
+    line = (
+        f"set -o pipefail; {md} select-series ws --dicom {study} -v | {md} load-volume - -v | "
+        f"{md} infer - --model landmarks -v --json | {md} write-seg - -v --json"
+    )
+    done = subprocess.run(["bash", "-c", line], cwd=folder, env=md_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, done.stderr
+
+
+def test_the_pipe_ends_with_one_line(piped):
+    _, out, _ = piped
+    (line,) = out.splitlines()
+    found = json.loads(line)
+    assert (found["workspace"], found["result"], found["artifacts"]) == ("ws", "processed", {"seg": "seg.dcm"})
+
+
+def test_a_canary_patient_is_nowhere_but_in_the_dicom_output(piped):
+    folder, out, err = piped
+    assert CANARY.lower() not in (out + err).lower() and "19010203" not in out + err
+    for path in sorted(folder.rglob("*")):
+        assert CANARY.lower() not in path.name.lower()
+        if path.is_file() and path.suffix != ".dcm":
+            data = path.read_bytes().lower()
+            assert CANARY.lower().encode() not in data, path.name
+            assert b"19010203" not in data, path.name
+
+
+def test_no_record_names_a_path_outside_the_workspace(piped, study):
+    folder, _, _ = piped
+    for path in folder.rglob("*.record.json"):
+        text = path.read_text()
+        assert str(study) not in text and str(folder) not in text
+
+
+@pytest.mark.parametrize("role", ["series", "geometry", "segments", "record"])
+def test_json_artifacts_keep_their_schema(piped, role):
+    import jsonschema
+
+    folder, _, _ = piped
+    schema = json.loads((SCHEMAS / f"{role}.json").read_text())
+    documents = list((folder / "ws").glob("*.record.json")) if role == "record" else [folder / "ws" / f"{role}.json"]
+    for path in documents:
+        jsonschema.validate(json.loads(path.read_text()), schema)
+
+
+def test_a_second_pipe_does_nothing(study, tmp_path):
+    run_chain(tmp_path / "ws", study)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "ws").iterdir()}
+    run_chain(tmp_path / "ws", study)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "ws").iterdir()} == before
