@@ -1,0 +1,148 @@
+"""Open a source file, or a member of a zip file, where `series.json` says it lies, and only if it is as it was scanned."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from mdcli.errors import DataError, MissingError
+
+_IN_ZIP = "!/"
+_AGAIN = "run md select-series again"
+
+
+def shown(text: str) -> str:
+    """Return text out of a file, or a file's name, with everything unprintable escaped, at most 120 characters."""
+    clean = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return clean if len(clean) <= 120 else clean[:117] + "..."
+
+
+def split_path(path: str) -> tuple[str, str | None]:
+    """Return the file that holds a path of `series.json` (empty where that is the root itself), and the member in it.
+
+    >>> split_path("ct/0001.dcm"), split_path("ct.zip!/0001.dcm"), split_path("!/0001.dcm")
+    (('ct/0001.dcm', None), ('ct.zip', '0001.dcm'), ('', '0001.dcm'))
+    """
+    name, mark, member = path.partition(_IN_ZIP)
+    return name, member if mark else None
+
+
+class OpenSource:
+    """An open source file that is read from its start to its end."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file, self._name = file, name
+
+    def read(self, size: int = -1) -> bytes:
+        """Return `size` bytes, or all that is left.
+
+        Raises:
+            DataError: `source-changed` where there are fewer.
+        """
+        data = self._file.read(size)
+        while size >= 0 and len(data) < size:
+            more = self._file.read(size - len(data))
+            if not more:
+                raise DataError("source-changed", f"{self._name} is shorter than when it was scanned", hint=_AGAIN)
+            data += more
+        return data
+
+    def fill(self, buffer: memoryview) -> None:
+        """Read as many bytes as the buffer holds into it.
+
+        Raises:
+            DataError: `source-changed` where there are fewer.
+        """
+        at = 0
+        while at < len(buffer):
+            count = self._file.readinto(buffer[at:])  # type: ignore[attr-defined]
+            if not count:
+                raise DataError("source-changed", f"{self._name} is shorter than when it was scanned", hint=_AGAIN)
+            at += count
+
+
+class SourceFiles:
+    """The files of one series. May be used by several threads, not by several processes.
+
+    Args:
+        root: the scanned folder or zip file.
+
+    Attributes:
+        root: as given.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+        self._lock = threading.Lock()
+        self._archives: dict[str, zipfile.ZipFile] = {}
+
+    def close(self) -> None:
+        """Close what is open."""
+        for archive in self._archives.values():
+            archive.close()
+        self._archives.clear()
+
+    def __enter__(self) -> SourceFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def open(self, path: str, size: int) -> Iterator[OpenSource]:
+        """Open one path of `series.json`.
+
+        Args:
+            path: relative to the root, as in `Instance`.
+            size: that it had when it was scanned, bytes.
+
+        Raises:
+            MissingError: `source-missing`.
+            DataError: `source-changed` where the size is another, `source-unreadable`.
+        """
+        name, member = split_path(path)
+        try:
+            file = self._open_file(name) if member is None else self._open_member(name, member)
+            with file[0] as stream:
+                if file[1] != size:
+                    text = f"{shown(path)} has {file[1]} bytes, {size} when it was scanned"
+                    raise DataError("source-changed", text, hint=_AGAIN)
+                yield OpenSource(stream, shown(path))
+        except (FileNotFoundError, NotADirectoryError, KeyError):
+            raise MissingError("source-missing", f"{shown(path)} is gone since it was scanned", hint=_AGAIN) from None
+        except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+            why = getattr(error, "strerror", None) or type(error).__name__
+            raise DataError("source-unreadable", f"{shown(path)} can't be read: {why}") from error
+
+    def _inside(self, name: str) -> Path:
+        parts = PurePosixPath(name).parts
+        if PurePosixPath(name).is_absolute() or ".." in parts:
+            raise DataError("bad-artifact", f"series.json names {shown(name)}, which is outside the scanned folder")
+        return self.root / name if name else self.root
+
+    def _open_file(self, name: str) -> tuple[IO[bytes], int]:
+        # What was a file when it was scanned may be a FIFO now, which must not make us wait.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(self._inside(name), flags)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(handle)
+            raise DataError("source-changed", f"{shown(name)} is no regular file any more", hint=_AGAIN)
+        return os.fdopen(handle, "rb", buffering=0), status.st_size
+
+    def _open_member(self, name: str, member: str) -> tuple[IO[bytes], int]:
+        with self._lock:
+            if name not in self._archives:
+                self._archives[name] = zipfile.ZipFile(self._inside(name))
+            archive = self._archives[name]
+        info = archive.getinfo(member)
+        if info.flag_bits & 1:
+            raise DataError("source-unreadable", f"{shown(member)} is encrypted in its zip file")
+        return archive.open(info), info.file_size
