@@ -115,7 +115,7 @@ def test_a_sample_holds_the_value_at_each_voxels_place():
 
 def test_the_noise_has_the_deviation_that_was_asked_for_and_comes_back_the_same():
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
-    affine[:3, 3] = np.array(CENTRE_MM) + (80, 24, -90)
+    affine[:3, 3] = np.array(CENTRE_MM) + np.array([80, 24, -90])
     clean, noisy = sample((8, 8, 8), affine), sample((8, 8, 8), affine, 50.0, seed=3)
     difference = noisy.astype(float) - clean
     assert abs(difference.mean()) < 5 * 50 / np.sqrt(512)
