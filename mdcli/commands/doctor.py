@@ -1,4 +1,4 @@
-"""Say what is installed, what is missing, and the line that gets it."""
+"""Say what is installed, missing, and how to get it."""
 
 from __future__ import annotations
 
