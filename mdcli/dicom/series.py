@@ -5,15 +5,36 @@ Source: DICOM PS3.3 C.7.3.1 (series), C.7.6.1.1.2 (image type), PS3.4 table B.5-
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from mdcli.dicom.headers import KEYWORDS
+from mdcli.dicom.headers import DEFLATED, KEYWORDS
 from mdcli.dicom.instance import Instance
+from mdcli.dicom.opening import shown
 from mdcli.errors import DataError
 
 SCHEMA = "md.series/1"
+
+# PS3.4 table B.5-1. Pixels, but no image of the patient: segmentations, dose, parametric maps, slides.
+_NO_SOURCE_IMAGE = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+    "1.2.840.10008.5.1.4.1.1.481.2": "a dose distribution",
+    "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole-slide image",
+}
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+
+INCLUDABLE = {
+    "localizer": "ImageType says LOCALIZER",
+    "screen-save": "secondary capture, or ImageType says SCREEN SAVE",
+    "derived": "ImageType starts with DERIVED\\SECONDARY",
+    "md": "md made it",
+}
+"""Kinds of image series that are left out unless asked for (`--include`), and what makes one."""
 
 
 def snake(keyword: str) -> str:
@@ -39,6 +60,194 @@ _FACTS = (
     "StudyDate",
     "ImageType",
 )
+
+
+@dataclass(frozen=True)
+class Series:
+    """The instances of one series, in the order in which their files were found."""
+
+    instances: tuple[Instance, ...]
+
+    @property
+    def uid(self) -> str:
+        """Return SeriesInstanceUID."""
+        return str(self.instances[0].get("SeriesInstanceUID"))
+
+    @property
+    def slice_count(self) -> int:
+        """Return how many images with pixels it has, frames counted."""
+        return sum(_frames(i) for i in self.instances if has_pixels(i))
+
+    def attributes(self) -> list[dict[str, Any]]:
+        """Return what a rule can ask of each instance: its attributes, and what is computed of the series."""
+        return [instance.attributes | {"SliceCount": self.slice_count} for instance in self.instances]
+
+    def describe(self) -> str:
+        """Return one line for a person: modality, number, description, images, plane, UID; everything unprintable escaped."""
+        first = self.instances[0]
+        number = first.get("SeriesNumber")
+        said = [
+            shown(str(first.get("Modality", "no modality"))),
+            "no number" if number is None else f"series {shown(str(number))}",
+            f"'{shown(str(first.get('SeriesDescription', '')))}'",
+            f"{self.slice_count} images",
+            *([plane] if (plane := _plane(first)) else []),
+            f"UID {shown(self.uid)}",
+        ]
+        return ", ".join(said)
+
+
+def has_pixels(instance: Instance) -> bool:
+    """Say whether an instance has pixel data of any kind, as far as its header tells."""
+    deflated = instance.get("TransferSyntaxUID") == DEFLATED and instance.get("Rows") is not None
+    floats = instance.get("FloatPixelData") or instance.get("DoubleFloatPixelData")
+    return instance.pixel_offset is not None or deflated or bool(floats)
+
+
+def _frames(instance: Instance) -> int:
+    frames = instance.get("NumberOfFrames", 1)
+    return frames if isinstance(frames, int) and frames > 0 else 1
+
+
+def _plane(instance: Instance) -> str | None:
+    cosines = instance.get("ImageOrientationPatient")
+    if not isinstance(cosines, list) or len(cosines) != 6 or not all(isinstance(c, float) for c in cosines):
+        return None
+    from mdcli.dicom.geometry import PLANE_DEGREES
+
+    (a, b, c), (d, e, f) = cosines[:3], cosines[3:]
+    normal = [abs(b * f - c * e), abs(c * d - a * f), abs(a * e - b * d)]
+    length = math.hypot(*normal)
+    if not math.isfinite(length) or length == 0:
+        return None
+    near = max(normal) / length >= math.cos(math.radians(PLANE_DEGREES))
+    return ("sagittal", "coronal", "axial")[normal.index(max(normal))] if near else "oblique"
+
+
+def group_series(instances: Iterable[Instance]) -> list[Series]:
+    """Group instances by StudyInstanceUID and SeriesInstanceUID.
+
+    Returns:
+        Series in the order of study date, StudyInstanceUID, SeriesNumber, SeriesInstanceUID; so it depends on no file name.
+    """
+    groups: dict[tuple[Any, Any], list[Instance]] = {}
+    for instance in instances:
+        attributes = instance.attributes
+        groups.setdefault((attributes.get("StudyInstanceUID"), attributes["SeriesInstanceUID"]), []).append(instance)
+    return sorted((Series(tuple(group)) for group in groups.values()), key=_order)
+
+
+def _order(series: Series) -> tuple[str, str, float, str]:
+    first = series.instances[0]
+    number = first.get("SeriesNumber")
+    rank = number if isinstance(number, int) else math.inf
+    return str(first.get("StudyDate", "")), str(first.get("StudyInstanceUID", "")), rank, series.uid
+
+
+def drop_copies(
+    instances: Iterable[Instance], digest: Callable[[Instance], str]
+) -> tuple[list[Instance], list[tuple[Instance, Instance]]]:
+    """Drop instances that are there more than once, byte for byte.
+
+    Args:
+        instances: of one series, or of many.
+        digest: hashes a whole file; asked only for those whose SOP instance UID, size and header are equal.
+
+    Returns:
+        What is left, in the order given, and (dropped, kept) pairs. Two instances of one UID that differ are both left.
+    """
+    kept: list[Instance] = []
+    copies: list[tuple[Instance, Instance]] = []
+    alike: dict[tuple[Any, int, str], dict[str, Instance]] = {}
+    first: dict[tuple[Any, int, str], Instance] = {}
+    for instance in instances:
+        key = (instance.get("SOPInstanceUID"), instance.size, instance.header_sha256)
+        if key not in first or key[0] is None:
+            first[key] = instance
+            kept.append(instance)
+            continue
+        contents = alike.setdefault(key, {digest(first[key]): first[key]})
+        original = contents.setdefault(digest(instance), instance)
+        if original is instance:
+            kept.append(instance)
+        else:
+            copies.append((instance, original))
+    return kept, copies
+
+
+def without_strangers(series: Series) -> tuple[Series, tuple[Instance, ...]]:
+    """Take out what is no image among images (a report or presentation state under the images' series UID).
+
+    Returns:
+        The series, and what was taken out. An instance of the images' own SOP class stays, with pixels or without.
+    """
+    classes = {i.get("SOPClassUID") for i in series.instances if has_pixels(i)}
+    if not classes:
+        return series, ()
+    images, strangers = [], []
+    for instance in series.instances:
+        belongs = has_pixels(instance) or instance.get("SOPClassUID") in classes or "Rows" in instance.attributes
+        (images if belongs else strangers).append(instance)
+    return Series(tuple(images)), tuple(strangers)
+
+
+@dataclass(frozen=True)
+class Unsuitable:
+    """Why a series is left out.
+
+    Attributes:
+        code: `not-image`, `no-pixels`, or one of `INCLUDABLE`.
+        message: the reason, as a sentence about "it".
+    """
+
+    code: str
+    message: str
+
+
+def why_unsuitable(series: Series, include: Iterable[str] = ()) -> Unsuitable | None:
+    """Say why a series is no image volume to work on by default, or None where it is.
+
+    A series is a localizer, a screen save or derived if all its images are; it is md's if one of them is.
+
+    Args:
+        series: the series.
+        include: kinds of `INCLUDABLE` to let through.
+    """
+    images = [i for i in series.instances if has_pixels(i)]
+    if not images:
+        if any("Rows" in i.attributes for i in series.instances):
+            return Unsuitable("no-pixels", "it has no pixel data")
+        return Unsuitable("not-image", "it holds no images")
+    for instance in images:
+        other = _NO_SOURCE_IMAGE.get(str(instance.get("SOPClassUID")))
+        if other:
+            return Unsuitable("not-image", f"it holds {other}")
+    kinds = {
+        "md": any(_is_by_md(i) for i in images),
+        "screen-save": all(_is_screen_save(i) for i in images),
+        "localizer": all("LOCALIZER" in _image_type(i) for i in images),
+        "derived": all(_image_type(i)[:2] == ["DERIVED", "SECONDARY"] for i in images),
+    }
+    allowed = set(include)
+    found = next((kind for kind, is_so in kinds.items() if is_so and kind not in allowed), None)
+    return Unsuitable(found, INCLUDABLE[found]) if found else None
+
+
+def _image_type(instance: Instance) -> list[str]:
+    value = instance.get("ImageType", [])
+    return [str(v).upper() for v in (value if isinstance(value, list) else [value])]
+
+
+def _is_screen_save(instance: Instance) -> bool:
+    uid = str(instance.get("SOPClassUID", ""))
+    captured = uid == _SECONDARY_CAPTURE or uid.startswith(_SECONDARY_CAPTURE + ".")
+    return captured or not {"SCREEN SAVE", "SCREENSAVE", "SCREEN_SAVE"}.isdisjoint(_image_type(instance))
+
+
+def _is_by_md(instance: Instance) -> bool:
+    # What write-seg and its like put there; the version name is lost once a PACS has stored the object anew.
+    by_equipment = (instance.get("Manufacturer"), instance.get("ManufacturerModelName")) == ("mdcli", "md")
+    return by_equipment or str(instance.get("ImplementationVersionName", "")).startswith("MDCLI")
 
 
 def series_to_json(instances: Sequence[Instance]) -> dict[str, Any]:

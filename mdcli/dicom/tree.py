@@ -78,7 +78,7 @@ def _list_folder(root: Path) -> Listing:
     while waiting:
         prefix, linked = waiting.pop()
         try:
-            with os.scandir(os.path.join(root, prefix)) as entries:
+            with os.scandir(root / prefix) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             if not prefix:
@@ -105,7 +105,7 @@ def _kind_of(entry: os.DirEntry[str], real_root: str, linked: bool) -> tuple[str
         if entry.is_file():
             return "file", ""
         if not entry.is_dir():
-            broken = entry.is_symlink() and not os.path.exists(entry.path)
+            broken = entry.is_symlink() and not Path(entry.path).exists()
             return ("broken-link", "it leads nowhere") if broken else ("not-a-file", "it is no regular file")
     except OSError as error:
         if entry.is_symlink():
@@ -143,7 +143,8 @@ def read_entry(
         name: one of its names. A zip file within a tree is known by its ending.
         extra: more attributes to read, as in `mdcli.dicom.headers.KEYWORDS`.
     """
-    path = os.path.join(root, name) if name else str(root)
+    # Not by pathlib: this runs once a file, and a Path costs as much as reading a header.
+    path = f"{root}{os.sep}{name}" if name else str(root)
     try:
         if (not name or name[-4:].lower() == ".zip") and _is_zip(path):
             return _read_zip(path, name, extra)
@@ -193,34 +194,3 @@ def _read_member(
             return read_instance(cast("BinaryIO", member), shown, extra, size=info.file_size)
     except Exception as error:  # zipfile and its decompressors raise many kinds on hostile input
         return Skipped(shown, "zip-damaged", f"the zip member can't be read ({type(error).__name__})")
-
-
-def open_instance(root: Path, path: str) -> BinaryIO:
-    """Open a file or zip member by its `Instance.path`; a member's content arrives inflated.
-
-    Args:
-        root: as in `Listing`.
-        path: as in `Instance`.
-
-    Raises:
-        OSError: where it isn't there or can't be opened.
-        zipfile.BadZipFile, KeyError: where the zip file is damaged or has no such member.
-    """
-    plain = root / path
-    if ZIP_MARK not in path or plain.is_file():
-        return plain.open("rb")
-    outer, _, member = path.partition(ZIP_MARK)
-    # The member keeps the file open after the archive is closed.
-    with zipfile.ZipFile(root / outer if outer else root) as archive:
-        return cast("BinaryIO", archive.open(member))
-
-
-def same_bytes(root: Path, one: str, other: str) -> bool:
-    """Say whether two files or zip members, by their `Instance.path`, hold the same bytes."""
-    with open_instance(root, one) as first, open_instance(root, other) as second:
-        while True:
-            left, right = first.read(1 << 20), second.read(1 << 20)
-            if left != right:
-                return False
-            if not left:
-                return True
