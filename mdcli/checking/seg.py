@@ -6,7 +6,7 @@ Source: DICOM PS3.3 A.51 and C.8.20 (Segmentation), C.7.6.16 (functional groups)
 from __future__ import annotations
 
 import math
-import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,18 +25,10 @@ _UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 # Two planes, or two orientations, are one where no corner of theirs lies further apart: truth 1.
 SAME_PLANE_MM = 1e-3
 _UNIT_TOLERANCE = 1e-3
-# What pydicom raises for bytes that are no data set, and this reader for a data set that is no SEG.
-_BROKEN = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    NotImplementedError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
+
+
+class _BrokenError(Exception):
+    """What is wrong, in words that hold nothing of the file but numbers of its geometry."""
 
 
 @dataclass(frozen=True)
@@ -136,30 +128,40 @@ def read_seg(path: Path) -> Seg:
     if not path.is_file():
         raise MissingError("no-artifact", f"{path.name} is not there")
     try:
-        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-        # A deflated data set is legal, but inflates to any size before a length in it can be checked.
-        if syntax not in _UNCOMPRESSED:
-            found = printable(str(syntax))
-            raise DataError(
-                "seg-not-binary", f"{path.name} has transfer syntax {found}: only uncompressed SEGs are compared"
-            )
-        return _seg_from(pydicom.dcmread(path), path.name)
+        with warnings.catch_warnings():
+            # pydicom warns of a bad value by printing it, whatever is in it.
+            warnings.simplefilter("ignore")
+            syntax = read_file_meta_info(path).get("TransferSyntaxUID")
+            # A deflated data set is legal, but inflates to any size before a length in it can be checked.
+            if syntax not in _UNCOMPRESSED:
+                message = f"{path.name} has transfer syntax {_uid(syntax)}: only uncompressed SEGs are compared"
+                raise DataError("seg-not-binary", message)
+            return _seg_from(pydicom.dcmread(path), path.name)
+    except (DataError, OSError):
+        raise
     except InvalidDicomError as error:
         raise DataError("not-seg", f"{path.name} is not a DICOM file") from error
-    except _BROKEN as error:
-        raise DataError("seg-broken", f"{path.name} lacks what a SEG needs: {printable(str(error))[:200]}") from error
+    except (AttributeError, KeyError, _BrokenError) as error:
+        raise DataError("seg-broken", f"{path.name} lacks what a SEG needs: {error}") from error
+    except Exception as error:
+        # Damaged bytes make pydicom raise nearly anything, often with the bytes, which may be a patient's.
+        raise DataError("seg-broken", f"{path.name} can't be read ({type(error).__name__})") from error
+
+
+def _uid(value: object) -> str:
+    """Return a UID to show: nothing but digits and dots, and no more than a UID has."""
+    return "".join(c for c in str(value) if c in "0123456789.")[:64]
 
 
 def _seg_from(dataset: Dataset, name: str) -> Seg:
     if dataset.SOPClassUID == LABEL_MAP_SEGMENTATION_STORAGE:
         raise DataError("seg-not-binary", f"{name} is a LABELMAP: only BINARY SEGs are compared")
     if dataset.SOPClassUID != SEGMENTATION_STORAGE:
-        raise DataError(
-            "not-seg", f"{name} has SOP class {printable(str(dataset.SOPClassUID))}, not Segmentation Storage"
-        )
+        raise DataError("not-seg", f"{name} has SOP class {_uid(dataset.SOPClassUID)}, not Segmentation Storage")
     if dataset.SegmentationType != "BINARY" or dataset.BitsAllocated != 1:
-        kind = printable(f"{dataset.SegmentationType} of {dataset.BitsAllocated} bits")
-        raise DataError("seg-not-binary", f"{name} is {kind}: only BINARY SEGs are compared")
+        kind = "FRACTIONAL" if dataset.SegmentationType == "FRACTIONAL" else "of another type"
+        message = f"{name} is {kind}, {int(dataset.BitsAllocated)} bits a pixel: only BINARY SEGs are compared"
+        raise DataError("seg-not-binary", message)
     rows, columns, count = int(dataset.Rows), int(dataset.Columns), int(dataset.NumberOfFrames)
     groups = dataset.PerFrameFunctionalGroupsSequence
     bits = bytes(dataset.PixelData)
@@ -205,7 +207,7 @@ def _group(group: Dataset, shared: Dataset | None, keyword: str) -> Dataset:
 def _vector(values: Any, length: int) -> NDArray[np.float64]:
     vector = np.array([float(value) for value in values])
     if vector.shape != (length,) or not np.isfinite(vector).all():
-        raise ValueError(f"{length} finite numbers are needed, not {list(values)!r}")
+        raise _BrokenError(f"{length} finite numbers in every position, orientation and spacing")
     return vector
 
 
@@ -221,7 +223,7 @@ def _axes(group: Dataset, shared: Dataset | None) -> tuple[NDArray[np.float64], 
         max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(float(x @ y))) > _UNIT_TOLERANCE
         or min(row_step, column_step) <= 0
     ):
-        raise ValueError("ImageOrientationPatient or PixelSpacing spans no plane")
+        raise _BrokenError("an ImageOrientationPatient and PixelSpacing that span a plane")
     return x * column_step, y * row_step
 
 
@@ -243,7 +245,7 @@ def _slice_step(
         return np.asarray(steps[shortest] / count)
     size = between or _positive(measures.get("SliceThickness"))
     if size is None:
-        raise ValueError("a single plane without SpacingBetweenSlices or SliceThickness has no volume")
+        raise _BrokenError("SpacingBetweenSlices or SliceThickness, since it has a single plane")
     return np.asarray(normal * size)
 
 
