@@ -39,9 +39,10 @@ class LazyGroup(TyperGroup):
         """Import a word's code and return its command; None for an unknown word."""
         from mdcli.cli.adapter import plain_command, stage_command
 
-        if cmd_name in registry.stage_words():
+        # md's own words first: asking for plugins reads the metadata of everything that is installed.
+        if cmd_name in registry.STAGES or (cmd_name not in registry.COMMANDS and cmd_name in registry.stage_words()):
             return stage_command(registry.load_stage(cmd_name), registry.summary(cmd_name))
-        if cmd_name in registry.command_words():
+        if cmd_name in registry.COMMANDS or cmd_name in registry.command_words():
             return plain_command(registry.load_command(cmd_name), cmd_name, registry.summary(cmd_name))
         return None
 
@@ -51,11 +52,11 @@ class LazyGroup(TyperGroup):
         Raises:
             UsageError: `no-such-command`.
         """
-        words = self.list_commands(ctx)
-        if args and args[0] not in words and not ctx.resilient_parsing:
+        own = args and (args[0] in registry.STAGES or args[0] in registry.COMMANDS)
+        if args and not own and args[0] not in self.list_commands(ctx) and not ctx.resilient_parsing:
             import difflib
 
-            near = difflib.get_close_matches(args[0], words, 1)
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
             hint = f"did you mean {near[0]}?" if near else "md --help lists all words"
             raise UsageError("no-such-command", f"md has no command {args[0]}", hint=hint)
         return super().resolve_command(ctx, args)
