@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,14 @@ def demo_affine() -> NDArray[np.float64]:
     k, j, i = DEMO_SHAPE
     affine[:3, 3] = np.array(CENTRE_MM) - (np.array([i, j, k]) - 1) / 2 * DEMO_SPACING_MM + (0, 6, 0)
     return affine
+
+
+@cache
+def demo_voxels() -> NDArray[np.int16]:
+    """Return the demo's axial CT, (k, j, i) on `demo_affine()`, in whole HU with noise; read-only."""
+    voxels = sample(DEMO_SHAPE, demo_affine(), noise_hu=12.0, seed=2)
+    voxels.flags.writeable = False
+    return voxels
 
 
 def oriented_affine(
@@ -115,10 +124,8 @@ def write_study(folder: Path) -> dict[str, Path]:
         scout view), `reformat` (a folder, three derived coronal slices), `report` (a Basic Text SR), `notes` (no DICOM at all).
         The same bytes every time.
     """
-    affine = demo_affine()
-    voxels = sample(DEMO_SHAPE, affine, noise_hu=12.0, seed=2)
     parts = {"axial": folder / "axial", "localizer": folder / "localizer", "reformat": folder / "reformat"}
-    axial = _write_slices(parts["axial"], voxels, affine, SeriesFacts())
+    axial = _write_slices(parts["axial"], demo_voxels(), demo_affine(), SeriesFacts())
     scout = SeriesFacts(number=1, description="Phantom scout", image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
     _write_slices(parts["localizer"], *_scout(), scout)
     coronal = SeriesFacts(

@@ -23,7 +23,7 @@ GRIDS = {
 
 
 def scene(directions: np.ndarray, spacing=(2.0, 3.0, 5.0)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a black volume, its affine, and labels: 1 on the patient's left, 2 at the back, 3 at the head, 60 mm from the middle."""
+    """Return a black volume, its affine, and labels 60 mm from the middle: 1 to the left, 2 to the back, 3 to the head."""
     count = [round(200 / step) for step in spacing]
     affine = np.eye(4)
     affine[:3, :3] = directions.T * spacing
@@ -129,8 +129,8 @@ def test_the_panels_keep_the_proportions_of_the_millimetres():
     assert np.ptp(np.flatnonzero(black.any(axis=1))) + 1 == 400
 
 
-def test_without_a_place_the_planes_go_through_the_labels(monkeypatch):
-    volume, affine, labels = scene(np.eye(3))
+def test_without_a_place_the_planes_go_through_the_labels():
+    volume, _, labels = scene(np.eye(3))
     only = np.where(labels == 3, labels, 0)
     # The label's middle is at z = 60 mm: (60 - -97.5) / 5 = 31.5.
     assert picture._middle(volume.shape, only, [3])[0] in (31, 32)

@@ -1,0 +1,89 @@
+"""What the two embedded models must find in the demo's study, from the phantom itself: no DICOM, no engine, no resampling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdcli.phantom.anatomy import LANDMARKS
+from mdcli.phantom.study import demo_affine, demo_voxels
+
+TISSUES = {"air": -900, "lung-like": -200, "fat-like": -30, "soft": 200, "bone-like": 4096}
+"""Upper end of each HU band, which belongs to it, as the card of `ct-tissue` says. Nothing in the demo lies in its background."""
+
+_MARK_RADIUS_MM = 3.5
+_LOOSER = "a sphere round each landmark's known place; the network marks a spot of about that size, so its middle is what counts"
+
+
+def tissue_labels(voxels: NDArray[np.int16]) -> NDArray[np.uint8]:
+    """Return the HU band, 1 to 5, of every voxel after smoothing by (1, 2, 1)/4 along each axis, the border repeated.
+
+    Args:
+        voxels: (k, j, i), whole HU over -1200.
+
+    Returns:
+        (k, j, i). In whole numbers throughout (64 times the smoothed value), so no rounding is near an edge.
+    """
+    smooth = voxels.astype(np.int32)
+    for axis in range(3):
+        padded = np.pad(smooth, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        count = smooth.shape[axis]
+        low, middle, high = (padded.take(range(start, start + count), axis) for start in range(3))
+        smooth = low + 2 * middle + high
+    upper = np.array([*TISSUES.values()]) * 64
+    return (np.searchsorted(upper, smooth) + 1).astype(np.uint8)
+
+
+def landmark_labels(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return a small sphere round each landmark's known place, 1 to 4.
+
+    Args:
+        shape: (k, j, i).
+        affine: 4x4, voxel index (i, j, k, 1) to mm, LPS+.
+
+    Returns:
+        (k, j, i).
+    """
+    labels = np.zeros(shape, np.uint8)
+    k, j, i = (axis.astype(np.float64) for axis in np.ogrid[: shape[0], : shape[1], : shape[2]])
+    for value, landmark in enumerate(LANDMARKS, 1):
+        squared = np.zeros(())
+        for axis in range(3):
+            place = affine[axis, 0] * i + affine[axis, 1] * j + affine[axis, 2] * k + affine[axis, 3]
+            squared = squared + (place - landmark.position_mm[axis]) ** 2
+        labels[squared <= _MARK_RADIUS_MM**2] = value
+    return labels
+
+
+def write_gold(folder: Path) -> None:
+    """Write the demo's gold folder: `labels-tissue.nii`, `labels-landmarks.nii` and the `gold.yaml` that `md verify` reads.
+
+    Args:
+        folder: is made where it is not there.
+    """
+    from mdcli.checking.compare import Identity, Tolerances
+    from mdcli.checking.gold import GOLD_FILE, Gold, GoldFile, gold_to_yaml
+    from mdcli.imaging.nifti import write_nifti
+
+    folder.mkdir(parents=True, exist_ok=True)
+    voxels, affine = demo_voxels(), demo_affine()
+    names = {
+        "labels-tissue.nii": dict(enumerate(map(Identity, TISSUES), 1)),
+        "labels-landmarks.nii": {n: Identity(landmark.name) for n, landmark in enumerate(LANDMARKS, 1)},
+    }
+    arrays = (tissue_labels(voxels), landmark_labels(voxels.shape, affine))
+    for name, array in zip(names, arrays, strict=True):
+        with (folder / name).open("wb") as file:
+            write_nifti(file, array, affine)
+    tissue, landmarks = names
+    near = Tolerances(dice=0.7, centroid_voxels=0.5, bounding_box_voxels=2.0, volume_percent=60.0)
+    gold = Gold(
+        (
+            GoldFile(tissue, labels=names[tissue]),
+            GoldFile(landmarks, near, _LOOSER, labels=names[landmarks]),
+        ),
+        "computed from the phantom's Hounsfield units and the landmarks' places in millimetres",
+    )
+    (folder / GOLD_FILE).write_text(gold_to_yaml(gold), encoding="utf-8")
