@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def write_seg(
         for number, (name, kind) in enumerate(zip(names, kinds or names, strict=True), 1)
     ]
     seg = Segmentation(
-        list(images),
+        # highdicom takes over elements of the images as they are: an edit would reach them.
+        copy.deepcopy(list(images)),
         pixels,
         SegmentationTypeValues.BINARY,
         described,
