@@ -169,12 +169,15 @@ def _print(line: Line, as_json: bool, stdout: TextIO) -> None:
 
 
 def report_bug(reporter: Reporter, error: BaseException, *, stage: str | None = None, case: str | None = None) -> None:
-    """Report an error that md did not foresee: the traceback (code only, no values) and where to send it."""
-    frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
+    """Report an error that md did not foresee, with where in the code it happened and no values."""
+    frames = "\n".join(
+        f"  {'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno} in {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    )
     reporter.event("error", f"{type(error).__name__}: {error}", code="bug", stage=stage, case=case)
     reporter.event(
         "error",
-        f"this is a bug in md: please report it, with these lines\n{frames}".rstrip(),
+        f"this is a bug in md: please report it, with these lines\n{frames}",
         stage=stage,
         case=case,
     )
