@@ -1,4 +1,4 @@
-"""Measure time and memory of a stage, chain or shell line."""
+"""Measure time and memory of a stage or a chain."""
 
 from __future__ import annotations
 
