@@ -34,6 +34,11 @@ class Case:
     segments: dict[str, Any]
     labels: np.ndarray
 
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """Return (path, size) of the slices in the order of k."""
+        return [(path, (self.root / path).stat().st_size) for path in self.paths]
+
 
 def affine_of(plane: str, spacing=(0.75, 1.25, 3.0), origin=(-20.5, 31.25, -400.0)) -> np.ndarray:
     """Return (i, j, k) to mm, LPS+: spacing is along i, j and k."""
@@ -151,6 +156,41 @@ def make_case(folder: Path, plane: str = "axial", shape=(6, 17, 19), change=None
     return Case(root, paths, affine, shape, geometry, segments_document(**more), blobs(shape))
 
 
+def real_case(folder: Path) -> Case:
+    """Return one of the real series beside the checkout, its geometry worked out here from the headers."""
+    import pydicom
+
+    headers = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        headers[path.relative_to(folder).as_posix()] = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    headers = {name: ds for name, ds in headers.items() if ds.get("Modality") in ("CT", "MR")}
+    some = next(iter(headers.values()))
+    row, column = (np.array(some.ImageOrientationPatient[n : n + 3], float) for n in (0, 3))
+    normal = np.cross(row, column)
+    order = sorted(headers, key=lambda name: float(normal @ np.array(headers[name].ImagePositionPatient, float)))
+    positions = np.array([headers[name].ImagePositionPatient for name in order], float)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = row * float(some.PixelSpacing[1]), column * float(some.PixelSpacing[0])
+    affine[:3, 2] = (positions[-1] - positions[0]) / (len(order) - 1)
+    affine[:3, 3] = positions[0]
+    shape = (len(order), int(some.Rows), int(some.Columns))
+    slices = [
+        {
+            "k": k,
+            "path": name,
+            "sop_instance_uid": str(headers[name].SOPInstanceUID),
+            "position_mm": positions[k].tolist(),
+        }
+        for k, name in enumerate(order)
+    ]
+    geometry = {"schema": "md.geometry/1", "shape": list(shape), "affine_lps": affine.tolist(), "slices": slices}
+    labels = np.zeros(shape, np.uint8)
+    labels[1:3, 20:50, 30:45] = 1
+    labels[0:2, 52:60, 10:80] = 2
+    labels[shape[0] - 1, 61, 33] = 5
+    return Case(folder, order, affine, shape, geometry, segments_document(), labels)
+
+
 def make_workspace(
     case: Case, folder: Path, labels: np.ndarray | None = None, affine: np.ndarray | None = None
 ) -> Path:
@@ -160,7 +200,8 @@ def make_workspace(
     folder.mkdir()
     (folder / "geometry.json").write_text(json.dumps(case.geometry))
     (folder / "segments.json").write_text(json.dumps(case.segments))
-    series = {"schema": "md.series/1", "series": {"series_instance_uid": case.geometry["series_instance_uid"]}}
+    instances = [{"path": path, "size": size} for path, size in case.files]
+    series = {"schema": "md.series/1", "instances": instances}
     (folder / "series.json").write_text(json.dumps(series))
     (folder / "series.root").write_text(f"{case.root}\n")
     with (folder / "labels.nii").open("wb") as file:

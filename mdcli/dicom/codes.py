@@ -19,11 +19,14 @@ _DICTIONARIES = ("SCT", "DCM")
 
 @cache
 def _meanings(scheme: str) -> dict[str, set[str]]:
-    from pydicom.sr.codedict import codes
+    from pydicom.sr import codedict
 
+    # The table itself: its `codes` makes an object of each of 11,000 entries first.
+    table: Any = codedict.CONCEPTS[scheme]  # type: ignore[attr-defined]
     found: dict[str, set[str]] = {}
-    for code in getattr(codes, scheme).concepts.values():
-        found.setdefault(code.value, set()).add(code.meaning.casefold())
+    for entry in table.values():
+        for value, (meaning, _) in entry.items():
+            found.setdefault(value, set()).add(meaning.casefold())
     return found
 
 

@@ -5,9 +5,11 @@ Source: DICOM PS3.3 A.51 and C.8.20 (Segmentation IOD), encoded by highdicom.
 
 from __future__ import annotations
 
+import gc
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +48,8 @@ _TYPE_2 = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+# What ties the object to its patient and order stays as the sources have it, valid or not.
+_KEPT_AS_IS = ("PatientID", "PatientName", "AccessionNumber")
 _DATES = {"PatientBirthDate": "DA", "StudyDate": "DA", "StudyTime": "TM"}
 _PURPOSE = "Segmentation by a model"
 
@@ -225,16 +229,29 @@ def make_seg(
     """
     findings: list[Finding] = []
     check_planes(affine, labels.shape, sources.slices)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _collector_off():
         # pydicom's warnings show values, which may be a patient's.
         warnings.simplefilter("ignore")
         images = _source_images(affine, sources, findings)
         descriptions = [_description(s, request, findings) for s in segments]
         dataset = _encode(_numbered(labels, segments), images, descriptions, request)
+        _drop_invalid(dataset, findings)
         _complete(dataset, sources, request)
         head, pixels = _serialise(dataset)
     head, made = settle_uids(head, pixels, _UID_PURPOSES)
     return Written(head, pixels, made["sop-instance"], tuple(findings))
+
+
+@contextmanager
+def _collector_off() -> Iterator[None]:
+    """Keep the cycle collector still: it would walk over highdicom's tables of the standard, 22 MB, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def check_planes(affine: NDArray[np.float64], shape: Sequence[int], slices: Sequence[SourceSlice]) -> float:
@@ -371,6 +388,29 @@ def _readable(header: Dataset, findings: list[Finding]) -> Dataset:
         message = f"empty in the object, as the sources have no valid one: {', '.join((*absent, *invalid))}"
         findings.append(Finding("empty-attributes", message, warning=False))
     return kept
+
+
+def _drop_invalid(dataset: Dataset, findings: list[Finding]) -> None:
+    """Empty (type 2) or leave out what was copied from the sources and is no value of its VR: over-long text, an age of `0Y`."""
+    from pydicom.config import RAISE
+    from pydicom.valuerep import STR_VR, validate_value
+
+    dropped = []
+    for element in list(dataset):
+        if element.VR not in STR_VR or element.keyword in _KEPT_AS_IS or not element.value:
+            continue
+        try:
+            for value in element.value if element.VM > 1 else [element.value]:
+                validate_value(element.VR, str(value), RAISE)
+        except ValueError:
+            dropped.append(element.keyword)
+            if element.keyword in _TYPE_2:
+                element.value = ""
+            else:
+                del dataset[element.tag]
+    if dropped:
+        message = f"left out, as the sources have no valid value: {', '.join(dropped)}"
+        findings.append(Finding("invalid-attributes", message, warning=False))
 
 
 def _description(segment: Described, request: Request, findings: list[Finding]) -> SegmentDescription:

@@ -6,49 +6,34 @@ import hashlib
 import io
 import re
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mdcli.errors import DataError, MissingError
+from mdcli.dicom.headers import Skipped, read_instance
+from mdcli.dicom.instance import Instance
+from mdcli.dicom.opening import OpenSource, SourceFiles
+from mdcli.errors import DataError
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_IN_ZIP = "!/"
 _SAME_POSITION_MM = 1e-3
-_LARGEST_MEMBER = 1 << 30
-# What every slice must share with the first one; nothing of it is ever shown.
-_SHARED = (
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "FrameOfReferenceUID",
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "Rows",
-    "Columns",
-)
+# What every slice must share with the first one. The patient is read to be compared, and never shown.
+_PATIENT = {
+    "PatientID": (0x00100020, "LO", True),
+    "PatientName": (0x00100010, "PN", True),
+    "PatientBirthDate": (0x00100030, "DA", True),
+}
+_SHARED = (*_PATIENT, "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns")
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns")
-_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 # JPEG baseline, JPEG extended, JPEG-LS near-lossless; JPEG 2000 says in the attribute whether it lost anything.
 _LOSSY_SYNTAXES = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
-_TAGS = (
-    *_SHARED,
-    *_NEEDED,
-    *_LOSSY,
-    "PixelSpacing",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "NumberOfFrames",
-)
 
 
 @dataclass(frozen=True)
@@ -99,81 +84,66 @@ class Sources:
     digest: str
 
 
-def _inside(root: Path, name: str) -> Path:
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError("bad-artifact", "series.json names a file outside the scanned folder")
-    return root / name if name else root
+class _Bounded:
+    """A source file whose end is known: reading past it gives less, as with any file."""
+
+    def __init__(self, stream: OpenSource, size: int) -> None:
+        self._stream, self._left = stream, size
+
+    def read(self, size: int) -> bytes:
+        size = min(size, self._left)
+        self._left -= size
+        return self._stream.read(size) if size else b""
 
 
-@contextmanager
-def _opener(root: Path) -> Iterator[Any]:
-    """Give a function that opens a path of `series.json`; a zip file is opened once."""
-    archives: dict[str, zipfile.ZipFile] = {}
-    with ExitStack() as stack:
-
-        def open_source(path: str) -> BinaryIO:
-            name, _, member = path.partition(_IN_ZIP)
-            file = _inside(root, name)
-            if not member:
-                return file.open("rb")
-            if name not in archives:
-                archives[name] = stack.enter_context(zipfile.ZipFile(file))
-            if archives[name].getinfo(member).file_size > _LARGEST_MEMBER:
-                raise DataError("source-unreadable", f"a source in a zip file is larger than {_LARGEST_MEMBER} bytes")
-            return io.BytesIO(archives[name].read(member))
-
-        yield open_source
-
-
-def open_sources(root: Path, paths: Sequence[str]) -> Sources:
+def open_sources(root: Path, files: Sequence[tuple[str, int]]) -> Sources:
     """Read the headers of a series again.
 
     Args:
         root: the scanned folder or zip file.
-        paths: as `series.json` and `geometry.json` hold them, in the order wanted.
+        files: (path, size in bytes) as `series.json` has them, in the order wanted.
 
     Returns:
         The first header whole, and of every slice what places it.
 
     Raises:
         MissingError: `source-missing`.
-        DataError: `source-unreadable`; `source-lacks` an attribute that no image of a volume may be without; `sources-differ` in
-            patient, study, series, frame of reference, Rows or Columns; `multi-frame-source`.
+        DataError: `source-unreadable`; `source-changed` for another size; `source-lacks` an attribute that no image of a volume may
+            be without; `sources-differ` in patient, study, series, frame of reference, Rows or Columns; `multi-frame-source`.
     """
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
-    first: Dataset | None = None
-    shared: list[Any] = []
+    first: Instance | None = None
     slices = []
     digest = hashlib.sha256()
-    # pydicom's warnings show values, which may be a patient's.
-    with _opener(root) as open_source, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for k, path in enumerate(paths):
-            try:
-                with open_source(path) as file:
-                    tags = None if first is None else list(_TAGS)
-                    header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=tags)
-                    end = file.tell()
-                    file.seek(0)
-                    digest.update(file.read(end))
-            except (FileNotFoundError, NotADirectoryError, KeyError):
-                hint = "run md select-series again where the files are now"
-                raise MissingError("source-missing", f"source {k + 1} of {len(paths)} is gone", hint=hint) from None
-            except (OSError, EOFError, ValueError, InvalidDicomError, zipfile.BadZipFile, NotImplementedError) as error:
-                message = f"source {k + 1} of {len(paths)} can't be read: {type(error).__name__}"
-                raise DataError("source-unreadable", message) from None
-            if first is None:
-                first = header
-                shared = [_value(header, keyword, k) for keyword in _SHARED]
-            for keyword, expected in zip(_SHARED, shared, strict=True):
-                if _value(header, keyword, k) != expected:
+    with SourceFiles(root) as opened:
+        for k, (path, size) in enumerate(files):
+            with opened.open(path, size) as stream:
+                found = read_instance(_Bounded(stream, size), path, _PATIENT, size=size)  # type: ignore[arg-type]
+            if isinstance(found, Skipped):
+                raise DataError("source-unreadable", f"source {k + 1} of {len(files)} can't be used: {found.message}")
+            first = first or found
+            for keyword in _SHARED:
+                if found.get(keyword) != first.get(keyword):
                     raise DataError("sources-differ", f"{keyword} of source {k + 1} is not that of the first", slice=k)
-            slices.append(_slice(header, k))
-    if first is None:
-        raise DataError("bad-artifact", "geometry.json names no source image")
-    return Sources(first, tuple(slices), digest.hexdigest())
+            slices.append(_slice(found, k))
+            digest.update(bytes.fromhex(found.header_sha256))
+        if first is None:
+            raise DataError("bad-artifact", "geometry.json names no source image")
+        with opened.open(*files[0]) as stream:
+            header = _whole_header(stream.read(first.pixel_offset or files[0][1]))
+    return Sources(header, tuple(slices), digest.hexdigest())
+
+
+def _whole_header(data: bytes) -> Dataset:
+    from pydicom import dcmread
+
+    # pydicom's warnings show values, which may be a patient's.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
+        except (EOFError, ValueError, NotImplementedError, OSError) as error:
+            message = f"the first source can't be read: {type(error).__name__}"
+            raise DataError("source-unreadable", message) from None
 
 
 def check_sources(sources: Sources, entries: Sequence[Mapping[str, Any]]) -> None:
@@ -210,39 +180,28 @@ def in_source_time(moment: datetime, first: Dataset) -> datetime:
     return moment.astimezone(timezone(timedelta(minutes=-minutes if offset[1] == "-" else minutes)))
 
 
-def _value(header: Dataset, keyword: str, k: int) -> Any:
-    """Return a value; None where it is absent or empty."""
-    try:
-        value = header.get(keyword)
-    except (ValueError, TypeError, NotImplementedError, AttributeError):
-        raise DataError("source-unreadable", f"{keyword} of source {k + 1} can't be read") from None
-    return None if value is None or value == "" else value
+def _numbers(instance: Instance, keyword: str, k: int, count: int) -> NDArray[np.float64]:
+    value = instance.get(keyword)
+    if not isinstance(value, list) or len(value) != count or not all(isinstance(v, (int, float)) for v in value):
+        raise DataError("source-lacks", f"source {k + 1} has no {keyword} of {count} numbers", slice=k)
+    return np.array(value, np.float64)
 
 
-def _numbers(header: Dataset, keyword: str, k: int, count: int) -> NDArray[np.float64]:
-    try:
-        numbers = np.array(_value(header, keyword, k), np.float64).reshape(count)
-    except (ValueError, TypeError):
-        raise DataError("source-lacks", f"source {k + 1} has no {keyword} of {count} numbers", slice=k) from None
-    if not np.isfinite(numbers).all():
-        raise DataError("source-lacks", f"{keyword} of source {k + 1} is not finite", slice=k)
-    return numbers
-
-
-def _slice(header: Dataset, k: int) -> SourceSlice:
+def _slice(instance: Instance, k: int) -> SourceSlice:
     for keyword in _NEEDED:
-        if _value(header, keyword, k) is None:
+        if instance.get(keyword) is None:
             raise DataError("source-lacks", f"source {k + 1} has no {keyword}", slice=k)
-    if int(_value(header, "NumberOfFrames", k) or 1) > 1:
-        raise DataError("multi-frame-source", f"source {k + 1} has {header.NumberOfFrames} frames")
-    row_spacing, column_spacing = _numbers(header, "PixelSpacing", k, 2)
-    syntax = header.file_meta.get("TransferSyntaxUID") if hasattr(header, "file_meta") else None
+    frames = instance.get("NumberOfFrames", 1)
+    if frames != 1:
+        raise DataError("multi-frame-source", f"source {k + 1} has {frames} frames")
+    row_spacing, column_spacing = _numbers(instance, "PixelSpacing", k, 2)
+    lossy = instance.get("LossyImageCompression") == "01" or instance.get("TransferSyntaxUID") in _LOSSY_SYNTAXES
     return SourceSlice(
-        sop_class_uid=str(header.SOPClassUID),
-        sop_instance_uid=str(header.SOPInstanceUID),
-        position=_numbers(header, "ImagePositionPatient", k, 3),
-        orientation=_numbers(header, "ImageOrientationPatient", k, 6).reshape(2, 3),
+        sop_class_uid=str(instance.get("SOPClassUID")),
+        sop_instance_uid=str(instance.get("SOPInstanceUID")),
+        position=_numbers(instance, "ImagePositionPatient", k, 3),
+        orientation=_numbers(instance, "ImageOrientationPatient", k, 6).reshape(2, 3),
         pixel_spacing=(float(row_spacing), float(column_spacing)),
-        shape=(int(header.Rows), int(header.Columns)),
-        lossy=str(_value(header, "LossyImageCompression", k) or "") == "01" or syntax in _LOSSY_SYNTAXES,
+        shape=(int(instance.get("Rows")), int(instance.get("Columns"))),
+        lossy=lossy,
     )

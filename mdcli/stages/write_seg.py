@@ -34,18 +34,28 @@ def _slices(geometry: dict[str, Any]) -> list[dict[str, Any]]:
     return slices
 
 
+def _files(ws: Workspace, slices: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Return (path, size in bytes) of the source images in the order of k."""
+    sizes = {entry["path"]: entry["size"] for entry in ws.read_json("series")["instances"]}
+    missing = next((entry["k"] for entry in slices if entry["path"] not in sizes), None)
+    if missing is not None:
+        hint = "run md load-volume again"
+        raise DataError("bad-artifact", f"series.json does not list the source of slice {missing + 1}", hint=hint)
+    return [(entry["path"], sizes[entry["path"]]) for entry in slices]
+
+
 def _sources(ws: Workspace, params: Params) -> Sources:
+    from mdcli.dicom.opening import split_path
+
     root = ws.source_root("series")
-    paths = [entry["path"] for entry in _slices(ws.read_json("geometry"))]
-    # A path may go on into a zip file: `ct.zip!/0001.dcm`, or `!/0001.dcm` where the root is one.
-    files = {path.split("!/", 1)[0] for path in paths}
+    files = _files(ws, _slices(ws.read_json("geometry")))
 
     def digest() -> str:
         from mdcli.dicom.sources import open_sources
 
-        return open_sources(root, paths).digest
+        return open_sources(root, files).digest
 
-    return Sources(root, tuple(sorted(files)), digest)
+    return Sources(root, tuple(sorted({split_path(path)[0] for path, _ in files})), digest)
 
 
 def _now() -> datetime:
@@ -85,9 +95,9 @@ def run(ws: Workspace, params: Params) -> None:
         return
     say(notes)
     entries = _slices(geometry)
-    root, paths = ws.source_root("series"), [entry["path"] for entry in entries]
+    root, files = ws.source_root("series"), _files(ws, entries)
     with ws.span("sources"):
-        sources = open_sources(root, paths)
+        sources = open_sources(root, files)
         check_sources(sources, entries)
         ws.sources_digest(sources.digest)
     request = Request(
@@ -108,7 +118,7 @@ def run(ws: Workspace, params: Params) -> None:
         with ws.span("write"), path.open("wb") as file:
             written.write(file)
         with ws.span("read-back"):
-            again = open_sources(root, paths)
+            again = open_sources(root, files)
             read_back(path, labels.array, labels.affine, again.slices, segments)
 
 

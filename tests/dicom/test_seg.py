@@ -1,0 +1,517 @@
+"""The SEG itself, judged by dciodvfy, dcmqi and highdicom's reader, and by what the read-back must refuse."""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+
+from mdcli.dicom.seg import Request, check_grid, count_labels, describe, make_seg, read_back
+from mdcli.dicom.sources import open_sources
+from mdcli.errors import DataError
+from mdcli.imaging.nifti import Volume
+from tests.seg_cases import CANARY, PLANES, Case, make_case, real_case
+
+NOON = datetime(2026, 1, 2, 12, 0, 0)
+
+
+def write(case: Case, path: Path, labels: np.ndarray | None = None, **asked):
+    """Write and read back as the stage does, and return what was written."""
+    labels = case.labels if labels is None else labels
+    segments, _ = describe(labels, case.segments)
+    asked = {"document": case.segments, "software_version": "0.0", "timestamp": NOON, **asked}
+    sources = open_sources(case.root, case.files)
+    written = make_seg(labels, case.affine, sources, segments, Request(**asked))
+    with path.open("wb") as file:
+        written.write(file)
+    read_back(path, labels, case.affine, open_sources(case.root, case.files).slices, segments)
+    return written
+
+
+def points(affine: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the mm of every voxel of a mask (k, j, i), sorted."""
+    k, j, i = np.nonzero(mask)
+    mm = (affine @ np.stack([i, j, k, np.ones(i.size)]))[:3].T
+    return mm[np.lexsort(np.round(mm, 2).T)]
+
+
+def dciodvfy_errors(judge, path: Path) -> list[str]:
+    done = subprocess.run([judge("dciodvfy"), str(path)], capture_output=True, text=True, errors="replace")
+    return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+
+
+def check_with_dcmqi(judge, case: Case, path: Path, folder: Path) -> None:
+    """Every label lies at its millimetres for dcmqi."""
+    import nibabel
+
+    folder.mkdir()
+    call = [
+        judge("segimage2itkimage"),
+        "--inputDICOM",
+        str(path),
+        "--outputDirectory",
+        str(folder),
+        "-p",
+        "s",
+        "-t",
+        "nii",
+    ]
+    subprocess.run(call, check=True, capture_output=True)
+    for number, value in enumerate(np.unique(case.labels)[1:], start=1):
+        image = nibabel.load(folder / f"s-{number}.nii.gz")
+        lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+        found = points(lps, np.asarray(image.dataobj).transpose(2, 1, 0) > 0)
+        expected = points(case.affine, case.labels == value)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() < 2e-3, f"label {value}"
+
+
+def check_with_highdicom(case: Case, path: Path) -> None:
+    """Every voxel of every source image is that of the label map for highdicom's reader."""
+    import highdicom
+
+    seg = highdicom.seg.segread(path)
+    uids = [entry["sop_instance_uid"] for entry in case.geometry["slices"]]
+    values = np.unique(case.labels)[1:].tolist()
+    assert [seg.get_segment_description(n).SegmentDescription for n in seg.segment_numbers] == [
+        f"Label value {v}" for v in values
+    ]
+    frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
+    for n, value in enumerate(values):
+        assert np.array_equal(frames[..., n], case.labels == value)
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_three_judges_agree_on_every_plane(tmp_path, judge, plane):
+    case = make_case(tmp_path, plane)
+    write(case, tmp_path / "seg.dcm")
+    assert dciodvfy_errors(judge, tmp_path / "seg.dcm") == []
+    check_with_highdicom(case, tmp_path / "seg.dcm")
+    check_with_dcmqi(judge, case, tmp_path / "seg.dcm", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "01_ct_axial_rtstruct",
+        "03_mr_axial_rtstruct",
+        "13_mr_sagittal_oblique",
+        "14_mr_coronal_oblique",
+        "35_ct_abdomen",
+    ],
+)
+def test_three_judges_agree_on_real_series(tmp_path, judge, shared_data, name):
+    case = real_case(shared_data / name / "dicom")
+    check_grid(Volume(case.labels, case.affine), case.geometry)
+    written = write(case, tmp_path / "seg.dcm")
+    lacks_frame = name[:2] in ("13", "14")
+    assert ("no-frame-of-reference" in [f.code for f in written.findings]) == lacks_frame
+    assert dciodvfy_errors(judge, tmp_path / "seg.dcm") == []
+    check_with_highdicom(case, tmp_path / "seg.dcm")
+    check_with_dcmqi(judge, case, tmp_path / "seg.dcm", tmp_path / "out")
+
+
+def test_the_object_says_what_it_is_and_where_it_comes_from(tmp_path):
+    case = make_case(tmp_path, values=(1, 2, 5))
+    written = write(case, tmp_path / "seg.dcm", series_number=77)
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    first = pydicom.dcmread(case.root / case.paths[0])
+    assert ds.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert (ds.SOPClassUID, ds.SegmentationType, ds.SOPInstanceUID) == (
+        SegmentationStorage,
+        "BINARY",
+        written.sop_instance_uid,
+    )
+    for keyword in (
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "StudyInstanceUID",
+        "StudyID",
+        "StudyDate",
+    ):
+        assert ds[keyword].value == first[keyword].value
+    assert ds.FrameOfReferenceUID == first.FrameOfReferenceUID
+    assert (ds.SeriesDescription, ds.SeriesNumber, ds.ContentQualification) == ("AI testnet", 77, "RESEARCH")
+    assert "not reviewed" in ds.ImageComments
+    referenced = ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    every = {entry["sop_instance_uid"] for entry in case.geometry["slices"]}
+    assert {item.ReferencedSOPInstanceUID for item in referenced} == every
+    # Blobs 1, 2 and 5 touch three slices, two and one.
+    assert ds.NumberOfFrames == 6
+    model = ds.ContributingEquipmentSequence[-2]
+    assert (model.ManufacturerModelName, model.SoftwareVersions, model.DeviceSerialNumber) == (
+        "testnet",
+        "1.2",
+        "ab" * 32,
+    )
+    for segment in ds.SegmentSequence:
+        assert segment.SegmentAlgorithmType == "AUTOMATIC"
+        parameters = segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
+        for fact in ("engine=onnxruntime", "precision=float32", "provider=CPUExecutionProvider", "model_sha256=abab"):
+            assert fact in parameters
+    assert (ds.ContentDate, ds.ContentTime, ds.SeriesDate) == ("20260102", "120000", "20260102")
+
+
+def test_labels_that_a_person_edited_are_semiautomatic(tmp_path):
+    case = make_case(tmp_path)
+    write(case, tmp_path / "seg.dcm", edited=True)
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert {s.SegmentAlgorithmType for s in ds.SegmentSequence} == {"SEMIAUTOMATIC"}
+    assert "Edited by a person" in ds.ImageComments
+
+
+def test_out_of_scope_and_lossy_sources_are_carried_on(tmp_path):
+    scope = {"reason": "phantom study", "violations": ["slice thickness 12 mm, at most 10"]}
+    case = make_case(tmp_path, out_of_scope=scope, change=lambda ds, k: setattr(ds, "LossyImageCompression", "01"))
+    write(case, tmp_path / "seg.dcm")
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert "phantom study" in ds.ImageComments and "12 mm" in ds.ImageComments
+    assert ds.SeriesDescription == "AI testnet (out of scope)"
+    assert ds.LossyImageCompression == "01"
+
+
+def test_a_label_value_is_not_a_segment_number_and_an_empty_segment_is_left_out(tmp_path):
+    case = make_case(tmp_path)
+    labels = np.where(case.labels == 1, 0, case.labels).astype(np.int16)
+    segments, notes = describe(labels, case.segments)
+    assert {s.value: (s.number, s.voxels) for s in segments} == {2: (1, 24), 5: (2, 1)}
+    assert [(n.code, n.numbers) for n in notes] == [("empty-segment", {"value": 1})]
+    write(case, tmp_path / "seg.dcm", labels)
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    found = [(s.SegmentNumber, s.SegmentLabel, s.SegmentDescription) for s in ds.SegmentSequence]
+    assert found == [(1, "Spleen", "Label value 2"), (2, "Aorta", "Label value 5")]
+
+
+def test_one_segment_only_is_read_back_too(tmp_path, judge):
+    case = make_case(tmp_path)
+    case.labels[case.labels != 1] = 0
+    write(case, tmp_path / "seg.dcm")
+    assert dciodvfy_errors(judge, tmp_path / "seg.dcm") == []
+    check_with_highdicom(case, tmp_path / "seg.dcm")
+
+
+def test_counting_is_that_of_numpy():
+    labels = np.random.default_rng(1).integers(0, 300, (4, 20, 30)).astype(np.uint16)
+    values, counts = np.unique(labels, return_counts=True)
+    assert count_labels(labels) == {int(v): int(c) for v, c in zip(values, counts, strict=True) if v}
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(3, np.uint8), (-1, np.int16), (70000, np.int32)])
+def test_a_label_that_is_not_described_is_refused(tmp_path, value, dtype):
+    case = make_case(tmp_path)
+    labels = case.labels.astype(dtype)
+    labels[0, 0, 0] = value
+    with pytest.raises(DataError) as error:
+        describe(labels, case.segments)
+    assert error.value.code == "undescribed-label" and str(value) in error.value.message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a + np.eye(4)[:, [3, 3, 3, 0]] * 0.002,
+        lambda a: a @ np.diag([-1, 1, 1, 1.0]),
+        lambda a: a[:, [1, 0, 2, 3]],
+        lambda a: a * [1.001, 1, 1, 1],
+    ],
+    ids=["shifted by 2 um", "mirrored", "axes swapped", "stretched"],
+)
+def test_labels_on_another_grid_are_refused_with_both_affines(tmp_path, change):
+    case = make_case(tmp_path)
+    with pytest.raises(DataError) as error:
+        check_grid(Volume(case.labels, change(case.affine)), case.geometry)
+    assert error.value.code == "other-grid"
+    assert {"labels_affine_lps", "source_affine_lps"} <= set(error.value.numbers)
+
+
+def test_an_affine_as_float32_keeps_it_is_the_same_grid(tmp_path):
+    case = make_case(tmp_path, "oblique")
+    check_grid(Volume(case.labels, case.affine.astype(np.float32).astype(float)), case.geometry)
+
+
+def test_labels_of_another_shape_or_of_fractions_are_refused(tmp_path):
+    case = make_case(tmp_path)
+    for labels, code in ((case.labels[:-1], "other-grid"), (case.labels.astype(np.float32), "float-labels")):
+        with pytest.raises(DataError) as error:
+            check_grid(Volume(labels, case.affine), case.geometry)
+        assert error.value.code == code
+
+
+# The read-back
+
+
+def _wrong(change):
+    """Let highdicom be given something else than it should be."""
+
+    def patch(monkeypatch):
+        import highdicom.seg
+
+        class Wrong(highdicom.seg.Segmentation):
+            def __init__(self, **given):
+                change(given)
+                super().__init__(**given)
+
+        monkeypatch.setattr(highdicom.seg, "Segmentation", Wrong)
+
+    return patch
+
+
+def _pixels(function):
+    def change(given):
+        given["pixel_array"] = np.ascontiguousarray(function(given["pixel_array"]))
+
+    return _wrong(change)
+
+
+def _swap_sources(given):
+    images = given["source_images"]
+    images[2].SOPInstanceUID, images[3].SOPInstanceUID = images[3].SOPInstanceUID, images[2].SOPInstanceUID
+
+
+def _move_positions(given):
+    for image in given["source_images"]:
+        image.ImagePositionPatient = [float(v) + 0.0015 for v in image.ImagePositionPatient]
+
+
+def _mirror_planes(given):
+    for image in given["source_images"]:
+        image.ImageOrientationPatient = [-float(v) for v in image.ImageOrientationPatient[:3]] + [
+            float(v) for v in image.ImageOrientationPatient[3:]
+        ]
+
+
+def _swap_spacing(given):
+    for image in given["source_images"]:
+        image.PixelSpacing = [float(v) for v in image.PixelSpacing][::-1]
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        pytest.param(_pixels(lambda a: np.roll(a, 1, 2)), id="shifted by one column"),
+        pytest.param(_pixels(lambda a: np.roll(a, 1, 0)), id="shifted by one slice"),
+        pytest.param(_pixels(lambda a: a[:, :, ::-1]), id="columns mirrored"),
+        pytest.param(_pixels(lambda a: a[:, ::-1]), id="rows mirrored"),
+        pytest.param(_pixels(lambda a: a[::-1]), id="slices reversed"),
+        pytest.param(
+            _pixels(lambda a: np.where(a == 1, 2, np.where(a == 2, 1, a)).astype(a.dtype)), id="segments swapped"
+        ),
+        pytest.param(_pixels(lambda a: np.where(a == 3, 0, a).astype(a.dtype)), id="one segment lost"),
+        pytest.param(_wrong(_swap_sources), id="two images swapped in the references"),
+        pytest.param(_wrong(_move_positions), id="positions moved by 0.0026 mm"),
+        pytest.param(_wrong(_mirror_planes), id="orientation mirrored"),
+        pytest.param(_wrong(_swap_spacing), id="row and column spacing swapped"),
+    ],
+)
+@pytest.mark.parametrize("plane", ["axial", "oblique"])
+def test_the_read_back_finds_every_mutation(tmp_path, monkeypatch, patch, plane):
+    case = make_case(tmp_path, plane)
+    patch(monkeypatch)
+    with pytest.raises(DataError) as error:
+        write(case, tmp_path / "seg.dcm")
+    assert error.value.code == "read-back-failed"
+
+
+def test_the_read_back_finds_one_flipped_bit(tmp_path):
+    case = make_case(tmp_path)
+    write(case, tmp_path / "seg.dcm")
+    data = bytearray((tmp_path / "seg.dcm").read_bytes())
+    data[-100] ^= 4
+    (tmp_path / "seg.dcm").write_bytes(data)
+    segments, _ = describe(case.labels, case.segments)
+    with pytest.raises(DataError) as error:
+        read_back(tmp_path / "seg.dcm", case.labels, case.affine, open_sources(case.root, case.files).slices, segments)
+    assert error.value.code == "read-back-failed"
+
+
+# UIDs and bytes
+
+
+def test_equal_content_gives_equal_bytes_and_one_voxel_or_second_another_uid(tmp_path):
+    case = make_case(tmp_path)
+    one = write(case, tmp_path / "one.dcm")
+    assert write(case, tmp_path / "two.dcm") == one
+    assert (tmp_path / "one.dcm").read_bytes() == (tmp_path / "two.dcm").read_bytes()
+    labels = case.labels.copy()
+    labels[0, 0, 0] = 1
+    later = datetime(2026, 1, 2, 12, 0, 1)
+    uids = {
+        one.sop_instance_uid,
+        write(case, tmp_path / "voxel.dcm", labels).sop_instance_uid,
+        write(case, tmp_path / "second.dcm", timestamp=later).sop_instance_uid,
+        write(case, tmp_path / "number.dcm", series_number=9).sop_instance_uid,
+    }
+    assert len(uids) == 4
+
+
+def test_no_stand_in_stays_and_every_made_uid_is_its_own(tmp_path):
+    from mdcli.dicom.uids import stand_in
+
+    case = make_case(tmp_path)
+    write(case, tmp_path / "seg.dcm")
+    data = (tmp_path / "seg.dcm").read_bytes()
+    assert not any(stand_in(p).encode() in data for p in ("series", "sop-instance", "dimension-organization"))
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    organization = ds.DimensionOrganizationSequence[0].DimensionOrganizationUID
+    assert {item.DimensionOrganizationUID for item in ds.DimensionIndexSequence} == {organization}
+    assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
+    assert len({organization, ds.SOPInstanceUID, ds.SeriesInstanceUID}) == 3
+
+
+# Sources that lack something, and text
+
+
+def _without(*keywords):
+    def change(ds, k):
+        for keyword in keywords:
+            del ds[keyword]
+
+    return change
+
+
+def test_absent_attributes_of_type_2_are_empty_and_noted(tmp_path, judge):
+    keywords = ("PatientSex", "StudyID", "AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "StudyTime")
+    case = make_case(tmp_path, change=_without(*keywords))
+    written = write(case, tmp_path / "seg.dcm")
+    note = next(f for f in written.findings if f.code == "empty-attributes")
+    assert not note.warning and all(keyword in note.message for keyword in keywords)
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert all(keyword in ds and not ds[keyword].value for keyword in keywords)
+    assert dciodvfy_errors(judge, tmp_path / "seg.dcm") == []
+
+
+def test_a_series_without_a_frame_of_reference_gets_its_own_one_always_the_same(tmp_path, judge):
+    case = make_case(tmp_path, change=_without("FrameOfReferenceUID"))
+    one = write(case, tmp_path / "one.dcm")
+    write(case, tmp_path / "two.dcm", timestamp=datetime(2027, 1, 1))
+    assert "no-frame-of-reference" in [f.code for f in one.findings if f.warning]
+    frames = {pydicom.dcmread(tmp_path / name).FrameOfReferenceUID for name in ("one.dcm", "two.dcm")}
+    assert len(frames) == 1
+    assert dciodvfy_errors(judge, tmp_path / "one.dcm") == []
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("PatientSex", "W"), ("PatientBirthDate", "1.2.1901"), ("StudyTime", "noon")]
+)
+def test_a_value_that_is_none_is_empty_and_never_shown(tmp_path, judge, capfd, keyword, value):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = make_case(tmp_path, change=lambda ds, k: ds.add_new(keyword, ds[keyword].VR, value))
+    capfd.readouterr()
+    written = write(case, tmp_path / "seg.dcm")
+    said = " ".join(f.message for f in written.findings) + "".join(capfd.readouterr())
+    assert keyword in said and value not in said
+    assert not pydicom.dcmread(tmp_path / "seg.dcm")[keyword].value
+    assert dciodvfy_errors(judge, tmp_path / "seg.dcm") == []
+
+
+def test_a_name_that_highdicom_finds_odd_is_kept_and_not_logged(tmp_path, capfd, caplog):
+    case = make_case(tmp_path, change=lambda ds, k: setattr(ds, "PatientName", "CanaryWithoutCaret"))
+    write(case, tmp_path / "seg.dcm")
+    assert "Canary" not in "".join(capfd.readouterr()) + caplog.text
+    assert str(pydicom.dcmread(tmp_path / "seg.dcm").PatientName) == "CanaryWithoutCaret"
+
+
+def test_the_slice_distance_stands_in_for_an_absent_thickness(tmp_path):
+    case = make_case(tmp_path, "oblique", change=_without("SliceThickness"))
+    write(case, tmp_path / "seg.dcm")
+    measures = pydicom.dcmread(tmp_path / "seg.dcm").SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert float(measures.SliceThickness) == pytest.approx(3.0, abs=1e-6)
+    assert float(measures.SpacingBetweenSlices) == pytest.approx(3.0, abs=1e-6)
+
+
+CHARSETS = [
+    "chrArab",
+    "chrFren",
+    "chrFrenMulti",
+    "chrGerm",
+    "chrGreek",
+    "chrH31",
+    "chrH32",
+    "chrHbrw",
+    "chrI2",
+    "chrJapMulti",
+    "chrJapMultiExplicitIR6",
+    "chrKoreanMulti",
+    "chrRuss",
+    "chrX1",
+    "chrX2",
+]
+
+
+@pytest.mark.parametrize("name", CHARSETS)
+def test_a_patients_name_in_any_character_set_reads_back_the_same(tmp_path, shared_data, name):
+    source = pydicom.dcmread(shared_data / "34_charsets" / "dicom" / f"{name}.dcm", stop_before_pixels=True)
+
+    def change(ds, k):
+        ds.SpecificCharacterSet = source.SpecificCharacterSet
+        ds.PatientName = source.PatientName
+
+    case = make_case(tmp_path, change=change)
+    write(case, tmp_path / "seg.dcm")
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert str(ds.PatientName) == str(source.PatientName)
+    assert ds.SpecificCharacterSet == source.SpecificCharacterSet
+    case.segments["segments"][0]["name"] = "печень 肝 ü"
+    write(case, tmp_path / "mixed.dcm")
+    ds = pydicom.dcmread(tmp_path / "mixed.dcm")
+    assert str(ds.PatientName).rstrip("=") == str(source.PatientName).rstrip("=")
+    assert ds.SegmentSequence[0].SegmentLabel == "печень 肝 ü"
+
+
+def test_text_that_its_character_set_does_not_decode_is_refused_without_showing_it(tmp_path, capfd):
+    case = make_case(tmp_path, change=lambda ds, k: setattr(ds, "SpecificCharacterSet", "ISO_IR 192"))
+    for path, _ in case.files:
+        data = (case.root / path).read_bytes()
+        (case.root / path).write_bytes(data.replace(b"Canary^Secretname", b"Canary^Secr\xfctname"))
+    with pytest.raises(DataError) as error:
+        write(case, tmp_path / "seg.dcm")
+    assert error.value.code == "replacement-character"
+    assert "Canary" not in str(error.value) + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"name": "x" * 65}, "segment-label-too-long"),
+        ({"name": "two\\parts"}, "bad-text"),
+        ({"type": {"value": "10200004", "scheme": "SCT", "meaning": "Spleen"}}, "wrong-code-meaning"),
+        ({"algorithm": {"type": "MAGIC"}}, "bad-artifact"),
+    ],
+)
+def test_what_can_not_be_written_is_refused_by_name(tmp_path, change, code):
+    case = make_case(tmp_path)
+    case.segments["segments"][0].update(change)
+    with pytest.raises(DataError) as error:
+        write(case, tmp_path / "seg.dcm")
+    assert error.value.code == code
+    assert CANARY not in str(error.value)
+
+
+def test_a_description_of_65_characters_is_refused(tmp_path):
+    case = make_case(tmp_path)
+    with pytest.raises(DataError) as error:
+        write(case, tmp_path / "seg.dcm", description="d" * 62)
+    assert error.value.code == "series-description-too-long"
+
+
+def test_a_value_too_long_for_its_vr_is_left_out_but_never_what_ties_the_object_to_its_patient(tmp_path, judge):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = make_case(tmp_path, change=lambda ds, k: ds.update({"StudyID": "S" * 17, "AccessionNumber": "A" * 17}))
+        written = write(case, tmp_path / "seg.dcm")
+        ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    note = next(f for f in written.findings if f.code == "invalid-attributes")
+    assert "StudyID" in note.message and "AccessionNumber" not in note.message and "SSS" not in note.message
+    assert not ds.StudyID and ds.AccessionNumber == "A" * 17

@@ -1,0 +1,187 @@
+"""The stage `write-seg`, run as `md` runs it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from mdcli.errors import DataError, MissingError, UsageError
+from mdcli.execution import Controls
+from mdcli.imaging.nifti import write_nifti
+from mdcli.stage import Stage
+from mdcli.stages.write_seg import STAGE
+from mdcli.testing import ListReporter, run_stage
+from mdcli.workspace import Workspace
+from tests.seg_cases import make_case, make_workspace
+
+
+@pytest.fixture(autouse=True)
+def _fixed_time(monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1767355200")  # 2026-01-02 12:00:00 UTC
+
+
+def refused(workspace: Path, kind=DataError, **params) -> str:
+    with pytest.raises(kind) as error:
+        run_stage(STAGE, workspace, **params)
+    assert not (workspace / "seg.dcm").exists()
+    assert not [p.name for p in workspace.iterdir() if "seg" in p.name and p.name != "segments.json"]
+    return error.value.code
+
+
+def test_a_seg_is_written_and_says_which_value_is_which_segment(tmp_path):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws")
+    reporter = ListReporter()
+    outcome = run_stage(STAGE, workspace, reporter=reporter)
+    assert outcome.result == "processed" and outcome.artifacts[workspace] == ("seg",)
+    event = next(e for e in reporter.events if e["code"] == "segment-numbers")
+    assert event["numbers"] == {"segment_numbers": {"1": 1, "2": 2, "5": 3}}
+    notes = Workspace(workspace).record("seg").happened["notes"]
+    assert any(n["code"] == "segment-numbers" for n in notes)
+    ds = pydicom.dcmread(workspace / "seg.dcm")
+    assert (ds.ContentDate, ds.ContentTime) == ("20260102", "120000")
+
+
+def test_the_same_inputs_give_the_same_bytes_in_any_time_zone(tmp_path, monkeypatch):
+    case = make_case(tmp_path)
+    written = []
+    for zone in ("UTC", "Asia/Tokyo"):
+        monkeypatch.setenv("TZ", zone)
+        workspace = make_workspace(case, tmp_path / zone.replace("/", "_"))
+        run_stage(STAGE, workspace)
+        written.append((workspace / "seg.dcm").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_the_sources_own_offset_holds_for_the_times_written(tmp_path):
+    case = make_case(tmp_path, change=lambda ds, k: setattr(ds, "TimezoneOffsetFromUTC", "+1300"))
+    workspace = make_workspace(case, tmp_path / "ws")
+    run_stage(STAGE, workspace)
+    ds = pydicom.dcmread(workspace / "seg.dcm")
+    assert (ds.TimezoneOffsetFromUTC, ds.ContentDate, ds.ContentTime) == ("+1300", "20260103", "010000")
+
+
+def test_a_bad_source_date_epoch_is_a_wrong_call(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    assert refused(make_workspace(make_case(tmp_path), tmp_path / "ws"), UsageError) == "bad-source-date-epoch"
+
+
+def test_no_label_at_all_is_nothing_found_without_a_seg(tmp_path):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws", labels=np.zeros_like(case.labels))
+    outcome = run_stage(STAGE, workspace)
+    assert outcome.result == "nothing-found"
+    assert not (workspace / "seg.dcm").exists()
+    assert Workspace(workspace).record("seg").result == "nothing-found"
+
+
+def test_no_label_where_the_card_calls_that_an_error_is_refused(tmp_path):
+    case = make_case(tmp_path, empty="error")
+    assert refused(make_workspace(case, tmp_path / "ws", labels=np.zeros_like(case.labels))) == "empty-result"
+
+
+def test_labels_on_another_grid_are_refused(tmp_path):
+    case = make_case(tmp_path)
+    moved = case.affine.copy()
+    moved[0, 3] += 0.4
+    assert refused(make_workspace(case, tmp_path / "ws", affine=moved)) == "other-grid"
+
+
+def test_a_source_that_is_gone_is_missing(tmp_path):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws")
+    (case.root / case.paths[2]).unlink()
+    assert refused(workspace, MissingError) == "source-missing"
+
+
+def test_a_source_that_is_another_image_now_is_refused(tmp_path):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws")
+    one, two = case.root / case.paths[1], case.root / case.paths[2]
+    ds = pydicom.dcmread(one)
+    ds.ImagePositionPatient = pydicom.dcmread(two).ImagePositionPatient
+    ds.save_as(one)
+    assert refused(workspace) == "source-changed"
+
+
+def test_a_seg_that_does_not_read_back_is_never_put_in_place(tmp_path, monkeypatch):
+    import highdicom.seg
+
+    class Flipped(highdicom.seg.Segmentation):
+        def __init__(self, **given):
+            given["pixel_array"] = np.ascontiguousarray(given["pixel_array"][:, :, ::-1])
+            super().__init__(**given)
+
+    workspace = make_workspace(make_case(tmp_path), tmp_path / "ws")
+    monkeypatch.setattr(highdicom.seg, "Segmentation", Flipped)
+    assert refused(workspace) == "read-back-failed"
+
+
+def test_a_second_run_does_nothing_and_a_touched_source_is_looked_at_again(tmp_path):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws")
+    run_stage(STAGE, workspace)
+    assert run_stage(STAGE, workspace).up_to_date
+    os.utime(case.root / case.paths[0])
+    assert run_stage(STAGE, workspace).up_to_date
+    path = case.root / case.paths[0]
+    ds = pydicom.dcmread(path)
+    ds.PatientID = ds.PatientID[::-1]
+    ds.save_as(path)
+    with pytest.raises(DataError) as error:
+        run_stage(STAGE, workspace)
+    assert error.value.code == "sources-differ"
+
+
+@dataclass(frozen=True)
+class NoParams:
+    """Nothing to ask."""
+
+
+def test_labels_edited_by_a_person_are_written_as_semiautomatic(tmp_path):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws")
+    (workspace / "labels.nii").unlink()
+
+    def fake(ws, params):
+        ws.write_volume("labels", case.labels, case.affine)
+
+    run_stage(Stage("fake-infer", NoParams, fake, writes=("labels",)), workspace)
+    run_stage(STAGE, workspace)
+    kinds = {s.SegmentAlgorithmType for s in pydicom.dcmread(workspace / "seg.dcm").SegmentSequence}
+    assert kinds == {"AUTOMATIC"}
+    edited = case.labels.copy()
+    edited[0, 0, 0] = 5
+    with (workspace / "labels.nii").open("wb") as file:
+        write_nifti(file, edited, case.affine)
+    run_stage(STAGE, workspace)
+    kinds = {s.SegmentAlgorithmType for s in pydicom.dcmread(workspace / "seg.dcm").SegmentSequence}
+    assert kinds == {"SEMIAUTOMATIC"}
+
+
+def test_a_warning_is_an_error_under_strict(tmp_path):
+    case = make_case(tmp_path)
+    del case.segments["segments"][0]["type"]
+    workspace = make_workspace(case, tmp_path / "ws")
+    with pytest.raises(DataError) as error:
+        run_stage(STAGE, workspace, controls=Controls(strict=True))
+    assert error.value.code == "private-code"
+    reporter = ListReporter()
+    run_stage(STAGE, workspace, reporter=reporter)
+    assert "private-code" in reporter.codes("warning")
+
+
+def test_the_patient_is_in_the_object_and_nowhere_else(tmp_path, capfd):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws")
+    reporter = ListReporter()
+    run_stage(STAGE, workspace, reporter=reporter)
+    said = repr(reporter.events) + "".join(capfd.readouterr()) + (workspace / "seg.record.json").read_text()
+    for canary in ("Canary", "CANARYID", "19010203"):
+        assert canary not in said
+    assert str(pydicom.dcmread(workspace / "seg.dcm").PatientName).startswith("Canary")
