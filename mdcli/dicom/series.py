@@ -184,7 +184,8 @@ def without_strangers(series: Series) -> tuple[Series, tuple[Instance, ...]]:
     classes = {i.get("SOPClassUID") for i in series.instances if has_pixels(i)}
     if not classes:
         return series, ()
-    images, strangers = [], []
+    images: list[Instance] = []
+    strangers: list[Instance] = []
     for instance in series.instances:
         belongs = has_pixels(instance) or instance.get("SOPClassUID") in classes or "Rows" in instance.attributes
         (images if belongs else strangers).append(instance)

@@ -194,3 +194,39 @@ def _read_member(
             return read_instance(cast("BinaryIO", member), shown, extra, size=info.file_size)
     except Exception as error:  # zipfile and its decompressors raise many kinds on hostile input
         return Skipped(shown, "zip-damaged", f"the zip member can't be read ({type(error).__name__})")
+
+
+def study_folders(root: Path) -> list[tuple[str, Path, bool]]:
+    """Return where each study of a tree lies.
+
+    Returns:
+        (StudyInstanceUID, the deepest folder that holds all its files, whether that folder holds no other study), by folder,
+        then UID. A study without a UID is left out.
+    """
+    folders: dict[str, str] = {}
+    listing = list_source(root)
+    if not root.is_dir():
+        raise DataError("bad-source", "a tree of many studies is a folder")
+    for name in listing.names:
+        for found in read_entry(listing.root, name):
+            uid = found.get("StudyInstanceUID") if isinstance(found, Instance) else None
+            if uid:
+                folder = name.rpartition("/")[0]
+                folders[str(uid)] = _common_folder(folders[uid], folder) if uid in folders else folder
+
+    def alone(uid: str) -> bool:
+        mine = folders[uid] + "/" if folders[uid] else ""
+        return not any(u != uid and (f + "/").startswith(mine) for u, f in folders.items())
+
+    return [
+        (uid, listing.root / folder, alone(uid)) for uid, folder in sorted(folders.items(), key=lambda pair: pair[::-1])
+    ]
+
+
+def _common_folder(one: str, other: str) -> str:
+    parts = []
+    for a, b in zip(one.split("/"), other.split("/"), strict=False):
+        if a != b:
+            break
+        parts.append(a)
+    return "/".join(parts)
