@@ -180,8 +180,8 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(Text(stage["stage"]), str(stage["cases"]), *_times(stage["seconds"]), *_rest(stage))
         for name, spread in stage["spans"].items():
             table.add_row(Text(f"  {name}"), "", *_times(spread), "", "")
-    # Off a terminal nothing is folded: the table is for a file or the next program.
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    # Wider than most terminals, so that no column is folded away; the table takes what it needs.
+    console = Console(highlight=False, soft_wrap=True, width=200)
     console.print(table)
     console.print(Text(f"median of {report['runs']} runs after a warm-up", style="dim"))
     for name, text in report["definitions"].items():

@@ -154,8 +154,8 @@ def _print(results: Iterable[FileResult]) -> None:
                 _number(label.volume_ml, ".3f"),
                 _number(label.gold_volume_ml, ".3f"),
             )
-    # Off a terminal nothing is folded: the table is for a file or the next program.
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    # Wider than most terminals, so that no column is folded away; the table takes what it needs.
+    console = Console(highlight=False, soft_wrap=True, width=200)
     console.print(table)
     for line in (*problems, *reasons):
         console.print(Text(line))
