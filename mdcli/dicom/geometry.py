@@ -400,9 +400,13 @@ def _pixel_spacing(instance: Instance) -> list[float]:
     return spacing
 
 
+def _middle(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the middle value of each column. (`np.median` loads numpy.ma: 10 ms.)"""
+    return np.asarray(np.sort(rows, axis=0)[len(rows) // 2])
+
+
 def _same_orientation(instances: Sequence[Instance], cosines: NDArray[np.float64]) -> None:
-    reference = np.median(cosines, axis=0)
-    nearest = int(np.argmin(np.abs(cosines - reference).max(axis=1)))
+    nearest = int(np.argmin(np.abs(cosines - _middle(cosines)).max(axis=1)))
     off = np.abs(cosines - cosines[nearest]).max(axis=1)
     if off.max() > COSINE_OFF:
         odd = int(np.argmax(off))
@@ -416,7 +420,7 @@ def _same_orientation(instances: Sequence[Instance], cosines: NDArray[np.float64
 
 
 def _same_spacing(instances: Sequence[Instance], spacings: NDArray[np.float64]) -> None:
-    reference = np.median(spacings, axis=0)
+    reference = _middle(spacings)
     off = np.abs(spacings / reference - 1).max(axis=1)
     if off.max() > PIXEL_SPACING_OFF:
         odd = int(np.argmax(off))
@@ -516,7 +520,7 @@ def _regularity(
         np.abs(steps - multiples * base)
         <= np.maximum(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * base) * multiples
     )
-    if multiples.max() > 1 and near.all():
+    if multiples.max() > 1 and near.all() and multiples.sum() < 2 * count:
         raise _missing_slices(depths, steps, multiples, base)
     if float(np.abs(steps - mean).max()) > STEP_OFF * mean:
         where = int(np.argmax(np.abs(steps - mean)))

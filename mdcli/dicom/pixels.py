@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,10 +96,6 @@ class SliceRead:
     precision: int | None = None
     stream_signed: bool | None = None
     lossy: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields, for a worker to hand back."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -323,7 +319,7 @@ def read_slice(
         instance: as the scan saw it.
         layout: how its pixels are encoded.
         padding: lowest and highest stored value that mean padding.
-        out: (rows, columns), of the type that `container` gave: takes the stored values.
+        out: (rows, columns), contiguous, of the type that `container` gave: takes the stored values.
 
     Raises:
         DataError: `source-changed` where size or header are not as scanned; `padding-out-of-range`; those of `decode`,
@@ -331,8 +327,7 @@ def read_slice(
         MissingError: `source-missing`.
     """
     form = SYNTAXES[layout.syntax].form
-    direct = out.dtype == layout.dtype and out.flags.c_contiguous and form in ("raw", "big")
-    plane = out if direct else np.empty((layout.rows, layout.columns), layout.dtype)
+    plane = out if out.dtype == layout.dtype else np.empty((layout.rows, layout.columns), layout.dtype)
     name = shown(instance.path)
     facts: dict[str, Any] = {}
     with files.open(instance.path, instance.size) as file:
