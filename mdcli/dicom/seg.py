@@ -9,7 +9,7 @@ import gc
 import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -474,13 +474,17 @@ def _remarks(request: Request) -> list[str]:
         remarks.append("Edited by a person after the model.")
     scope = document.get("out_of_scope")
     if scope:
-        violations = "; ".join(str(v) for v in scope.get("violations") or [])
-        remarks.append(
-            f"Out of the model's scope, accepted because: {scope.get('reason')}"
-            + (f" ({violations})" if violations else "")
+        found = "; ".join(
+            f"{v['attribute']} {v['value']}, accepted {v['accepts']}" for v in scope.get("violations") or []
         )
-    if document.get("lossy"):
-        remarks.append("The source images were once compressed with loss.")
+        remarks.append(f"Out of the model's scope ({found}), run because: {scope.get('reason')}.")
+    lossy = document.get("lossy")
+    if lossy:
+        was = "were" if lossy.get("certain") else "may have been"
+        remarks.append(f"The source images {was} compressed with loss.")
+    if (document.get("completeness") or {}).get("holes"):
+        remarks.append("The instance numbers of the source images have holes: the series may be incomplete.")
+    remarks += [f"Put in on request: {made}." for made in document.get("made") or []]
     return remarks
 
 
@@ -556,7 +560,7 @@ def _complete(dataset: Segmentation, sources: Sources, request: Request) -> None
     if offset:
         dataset.TimezoneOffsetFromUTC = offset
     dataset.ImageComments = check_text("ImageComments", "\r\n".join(_remarks(request)))
-    if request.document.get("lossy") or any(s.lossy for s in sources.slices):
+    if (request.document.get("lossy") or {}).get("certain") or any(s.lossy for s in sources.slices):
         dataset.LossyImageCompression = "01"
     terms = sources.first.get("SpecificCharacterSet")
     chosen = character_set(dataset, [terms] if isinstance(terms, str) else terms)
@@ -573,6 +577,20 @@ def _serialise(dataset: Segmentation) -> tuple[bytes, bytes]:
         head, pixels = bytes(data[:-length]), bytes(data[-length:])
         data.release()
     return head, pixels
+
+
+def preload() -> None:
+    """Load highdicom and its tables of the standard, which it otherwise reads when it makes its first object."""
+    import highdicom.seg  # noqa: F401
+    from highdicom import ContributingEquipment
+    from pydicom.dataset import Dataset
+    from pydicom.uid import CTImageStorage
+
+    image = Dataset()
+    image.SOPClassUID = CTImageStorage
+    with _collector_off(), suppress(AttributeError):
+        # Looks CT up in the tables, then finds no manufacturer in the empty image.
+        ContributingEquipment.for_image_acquisition(image)
 
 
 # Reading back

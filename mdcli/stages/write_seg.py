@@ -122,6 +122,13 @@ def run(ws: Workspace, params: Params) -> None:
             read_back(path, labels.array, labels.affine, again.slices, segments)
 
 
+def preload(params: Params) -> None:
+    """Load the libraries."""
+    from mdcli.dicom import seg
+
+    seg.preload()
+
+
 STAGE = Stage(
     "write-seg",
     Params,
@@ -130,4 +137,5 @@ STAGE = Stage(
     writes=("seg",),
     version=1,
     sources=_sources,
+    preload=preload,
 )

@@ -167,14 +167,40 @@ def test_labels_that_a_person_edited_are_semiautomatic(tmp_path):
     assert "Edited by a person" in ds.ImageComments
 
 
-def test_out_of_scope_and_lossy_sources_are_carried_on(tmp_path):
-    scope = {"reason": "phantom study", "violations": ["slice thickness 12 mm, at most 10"]}
-    case = make_case(tmp_path, out_of_scope=scope, change=lambda ds, k: setattr(ds, "LossyImageCompression", "01"))
+def test_out_of_scope_lossy_sources_and_what_was_put_in_are_carried_on(tmp_path):
+    violations = [{"attribute": "slice thickness", "value": 12, "accepts": "at most 10"}]
+    case = make_case(
+        tmp_path,
+        out_of_scope={"reason": "phantom study", "violations": violations},
+        lossy={"slices": 6, "certain": True},
+        made=["unit HU, by --assume-hu"],
+        completeness={"status": "unknown", "holes": [[3, 4]]},
+    )
     write(case, tmp_path / "seg.dcm")
     ds = pydicom.dcmread(tmp_path / "seg.dcm")
-    assert "phantom study" in ds.ImageComments and "12 mm" in ds.ImageComments
+    for said in ("phantom study", "slice thickness 12", "at most 10", "compressed with loss", "unit HU", "incomplete"):
+        assert said in ds.ImageComments
     assert ds.SeriesDescription == "AI testnet (out of scope)"
     assert ds.LossyImageCompression == "01"
+
+
+def test_loss_that_the_sources_state_is_carried_on(tmp_path):
+    def change(ds, k):
+        if k == 3:
+            ds.LossyImageCompression = "01"
+
+    case = make_case(tmp_path, change=change)
+    write(case, tmp_path / "seg.dcm")
+    assert pydicom.dcmread(tmp_path / "seg.dcm").LossyImageCompression == "01"
+
+
+def test_preload_reads_highdicoms_tables_once(tmp_path):
+    from highdicom import _standard_utils
+
+    from mdcli.dicom.seg import preload
+
+    preload()
+    assert _standard_utils.get_module_attribute_map.cache_info().currsize == 1
 
 
 def test_a_label_value_is_not_a_segment_number_and_an_empty_segment_is_left_out(tmp_path):
@@ -504,7 +530,7 @@ def test_a_description_of_65_characters_is_refused(tmp_path):
     assert error.value.code == "series-description-too-long"
 
 
-def test_a_value_too_long_for_its_vr_is_left_out_but_never_what_ties_the_object_to_its_patient(tmp_path, judge):
+def test_a_value_too_long_for_its_vr_is_left_out_but_never_what_ties_the_object_to_its_patient(tmp_path):
     import warnings
 
     with warnings.catch_warnings():
@@ -512,6 +538,6 @@ def test_a_value_too_long_for_its_vr_is_left_out_but_never_what_ties_the_object_
         case = make_case(tmp_path, change=lambda ds, k: ds.update({"StudyID": "S" * 17, "AccessionNumber": "A" * 17}))
         written = write(case, tmp_path / "seg.dcm")
         ds = pydicom.dcmread(tmp_path / "seg.dcm")
-    note = next(f for f in written.findings if f.code == "invalid-attributes")
-    assert "StudyID" in note.message and "AccessionNumber" not in note.message and "SSS" not in note.message
-    assert not ds.StudyID and ds.AccessionNumber == "A" * 17
+        note = next(f for f in written.findings if f.code == "invalid-attributes")
+        assert "StudyID" in note.message and "AccessionNumber" not in note.message and "SSS" not in note.message
+        assert not ds.StudyID and ds.AccessionNumber == "A" * 17
