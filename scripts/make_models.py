@@ -74,7 +74,8 @@ def landmarks() -> onnx.ModelProto:
     """Return the network of `landmarks`: the correlation of each place's neighbourhood with each pattern, -1 to 1.
 
     It divides by the deviation of the neighbourhood (normalised cross-correlation), so that neither contrast nor brightness
-    counts. Channel 0, the background, is the threshold everywhere.
+    counts. The highest of a voxel and its neighbours counts: the peak is narrow, and voxels of 4 mm could lie around it without one
+    on it. Channel 0, the background, is the threshold everywhere.
     """
     kernels, ball = landmark_kernels()
     inside = float(ball.sum())
@@ -97,6 +98,7 @@ def landmarks() -> onnx.ModelProto:
         helper.make_node("Max", ["variation", "flat"], ["not_flat"]),
         helper.make_node("Sqrt", ["not_flat"], ["norm"]),
         helper.make_node("Div", ["matches", "norm"], ["correlations"]),
+        helper.make_node("MaxPool", ["correlations"], ["spots"], kernel_shape=[3, 3, 3], pads=[1] * 6),
         helper.make_node("Shape", ["sum"], ["extent"]),
         helper.make_node(
             "ConstantOfShape",
@@ -104,7 +106,7 @@ def landmarks() -> onnx.ModelProto:
             ["background"],
             value=numpy_helper.from_array(np.array([LANDMARK_THRESHOLD], np.float32)),
         ),
-        helper.make_node("Concat", ["background", "correlations"], ["scores"], axis=1),
+        helper.make_node("Concat", ["background", "spots"], ["scores"], axis=1),
     ]
     return _model("landmarks", nodes, weights, 1 + len(LANDMARKS), "xyz")
 

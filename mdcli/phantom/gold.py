@@ -13,7 +13,9 @@ from mdcli.phantom.study import demo_affine, demo_voxels
 TISSUES = {"air": -900, "lung-like": -200, "fat-like": -30, "soft": 200, "bone-like": 4096}
 """Upper end of each HU band, which belongs to it, as the card of `ct-tissue` says. Nothing in the demo lies in its background."""
 
-_MARK_RADIUS_MM = 3.5
+# SNOMED CT: "Spatial and Relational Concept" and "Physical object".
+_SPATIAL, _OBJECT = "SCT:309825002", "SCT:260787004"
+_MARK_RADIUS_MM = 6.5
 _LOOSER = "a sphere round each landmark's known place; the network marks a spot of about that size, so its middle is what counts"
 
 
@@ -70,15 +72,20 @@ def write_gold(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     voxels, affine = demo_voxels(), demo_affine()
     names = {
-        "labels-tissue.nii": dict(enumerate(map(Identity, TISSUES), 1)),
-        "labels-landmarks.nii": {n: Identity(landmark.name) for n, landmark in enumerate(LANDMARKS, 1)},
+        "labels-tissue.nii": {
+            n: Identity(name, (_SPATIAL, f"99MDCLI:HU-{name.removesuffix('-like').upper()}"))
+            for n, name in enumerate(TISSUES, 1)
+        },
+        "labels-landmarks.nii": {
+            n: Identity(mark.name, (_OBJECT, f"99MDCLI:LM-{mark.name.upper()}")) for n, mark in enumerate(LANDMARKS, 1)
+        },
     }
     arrays = (tissue_labels(voxels), landmark_labels(voxels.shape, affine))
     for name, array in zip(names, arrays, strict=True):
         with (folder / name).open("wb") as file:
             write_nifti(file, array, affine)
     tissue, landmarks = names
-    near = Tolerances(dice=0.7, centroid_voxels=0.5, bounding_box_voxels=2.0, volume_percent=60.0)
+    near = Tolerances(dice=0.8, centroid_voxels=0.5, bounding_box_voxels=2.0, volume_percent=20.0)
     gold = Gold(
         (
             GoldFile(tissue, labels=names[tissue]),

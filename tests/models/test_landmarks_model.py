@@ -62,7 +62,7 @@ def test_a_landmark_is_one_small_blob(session):
     labels = scores(session, image(places())).argmax(axis=0)
     for value in range(1, 5):
         extent = np.ptp(np.argwhere(labels == value), axis=0) + 1
-        assert (extent * SPACING_MM <= 11).all(), extent
+        assert (extent * SPACING_MM <= 15).all(), extent
 
 
 @pytest.mark.slow

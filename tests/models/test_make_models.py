@@ -59,11 +59,11 @@ def test_every_category_equals_its_dictionary_entry_and_every_type_is_private(na
         assert len(kind["value"]) <= 16 and len(kind["meaning"]) <= 64
 
 
-def test_the_halo_of_landmarks_is_the_reach_of_its_kernels():
+def test_the_halo_of_landmarks_is_the_reach_of_its_kernels_and_of_one_neighbour():
     onnx = pytest.importorskip("onnx")
     model = onnx.load(MODELS / "landmarks" / "network.onnx")
     kernels = next(t for t in model.graph.initializer if t.name == "kernels")
-    assert card("landmarks")["window"]["halo"] == [size // 2 for size in kernels.dims[2:]]
+    assert card("landmarks")["window"]["halo"] == [size // 2 + 1 for size in kernels.dims[2:]]
 
 
 def test_the_kernels_of_landmarks_have_mean_0_and_norm_1():

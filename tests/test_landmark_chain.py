@@ -1,0 +1,129 @@
+"""From DICOM to DICOM: every landmark is where the patient has it, whatever way the slices lie. Read by header arithmetic alone."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from mdcli.errors import MdError
+from mdcli.phantom.anatomy import CENTRE_MM, LANDMARKS
+from mdcli.phantom.study import SeriesFacts, oriented_affine, write_series
+from mdcli.registry import load_stage
+from mdcli.testing import run_stage
+
+NAMES = [landmark.name for landmark in LANDMARKS]
+# Half of the coarsest voxel below (2.5 x 3 x 4 mm), and half of the network's (2.5 x 2.5 x 3.5 mm), on top of each other.
+NEAR_MM = 2.5
+MIDDLE_MM = np.array(CENTRE_MM) + np.array([4.0, -11.0, -3.0])
+# Half of a box that holds all four landmarks with 4 mm to spare.
+HALF_MM = np.array([116.0, 63.0, 75.0])
+AXES = [np.array(axis) * sign for axis in np.eye(3).tolist() for sign in (1, -1)]
+ORIENTATIONS = [(row, column) for row, column in product(AXES, repeat=2) if not (row @ column)]
+POSITIONS = ("HFS", "HFP", "HFDR", "HFDL", "FFS", "FFP", "FFDR", "FFDL")
+SPACINGS = list(permutations((2.5, 3.0, 4.0)))
+AXIAL = (np.array([1.0, 0, 0]), np.array([0, 1.0, 0]))
+CORONAL = (np.array([1.0, 0, 0]), np.array([0, 0, -1.0]))
+SAGITTAL = (np.array([0, 1.0, 0]), np.array([0, 0, -1.0]))
+
+
+def turned(vector: np.ndarray, axis: tuple[float, float, float], degrees: float) -> np.ndarray:
+    """Rotate a vector by Rodrigues' formula."""
+    unit, angle = np.array(axis) / np.linalg.norm(axis), np.deg2rad(degrees)
+    along = (vector @ unit) * unit
+    return np.cos(angle) * (vector - along) + np.sin(angle) * np.cross(unit, vector) + along
+
+
+def write_ct(folder: Path, orientation, spacing_mm, *, oblique_deg=0.0, position="HFS", descending=False) -> None:
+    """Write a series that holds all landmarks on a grid of that orientation."""
+    row, column = (turned(vector, (1, 2, 1), oblique_deg) for vector in orientation)
+    axes = np.stack([row, column, np.cross(row, column)])
+    counts = np.ceil(2 * np.abs(axes) @ HALF_MM / spacing_mm).astype(int) + 1
+    shape = (int(counts[2]), int(counts[1]), int(counts[0]))
+    affine = oriented_affine(row, column, spacing_mm, shape, MIDDLE_MM)
+    write_series(folder, shape, affine, SeriesFacts(patient_position=position), descending=descending, noise_hu=10.0)
+
+
+def run_chain(dicom: Path, case: Path) -> Path:
+    """Run the four stages and return where the SEG is, or would be."""
+    run_stage(load_stage("select-series"), case, dicom=dicom)
+    run_stage(load_stage("load-volume"), case)
+    run_stage(load_stage("infer"), case, model="landmarks")
+    run_stage(load_stage("write-seg"), case)
+    return case / "seg.dcm"
+
+
+def centroids_mm(seg: Path) -> dict[str, np.ndarray]:
+    """Return each segment's centroid, LPS+, from pixels and header alone (PS3.3 C.7.6.2.1.1), without md or highdicom."""
+    data = dcmread(seg)
+    frames = data.pixel_array.reshape(-1, data.Rows, data.Columns)
+    shared = data.SharedFunctionalGroupsSequence[0]
+    names = {segment.SegmentNumber: segment.SegmentLabel for segment in data.SegmentSequence}
+    points: dict[str, list[np.ndarray]] = {}
+    for frame, groups in zip(frames, data.PerFrameFunctionalGroupsSequence, strict=True):
+
+        def group(name: str, groups=groups):
+            return (groups if name in groups else shared)[name].value[0]
+
+        cosines = np.array(group("PlaneOrientationSequence").ImageOrientationPatient, float)
+        between_rows, between_columns = group("PixelMeasuresSequence").PixelSpacing
+        corner = np.array(group("PlanePositionSequence").ImagePositionPatient, float)
+        rows, columns = np.nonzero(frame)
+        places = corner + columns[:, None] * between_columns * cosines[:3] + rows[:, None] * between_rows * cosines[3:]
+        number = group("SegmentIdentificationSequence").ReferencedSegmentNumber
+        points.setdefault(names[number], []).append(places)
+    return {name: np.concatenate(parts).mean(axis=0) for name, parts in points.items()}
+
+
+def misses(dicom: Path, case: Path) -> dict[str, float]:
+    """Return the landmarks that are not where they must be, with the distance in mm (infinite where there is none)."""
+    try:
+        seg = run_chain(dicom, case)
+    except MdError as error:
+        return {error.code: np.inf}
+    found = centroids_mm(seg) if seg.exists() else {}
+    distances = {
+        landmark.name: float(np.linalg.norm(found[landmark.name] - landmark.position_mm))
+        if landmark.name in found
+        else np.inf
+        for landmark in LANDMARKS
+    }
+    return {name: distance for name, distance in distances.items() if not distance < NEAR_MM}
+
+
+def test_there_are_24_right_handed_orientations():
+    assert len(ORIENTATIONS) == 24
+
+
+@pytest.mark.parametrize(
+    "orientation, spacing_mm, oblique_deg",
+    [
+        pytest.param(AXIAL, (2.5, 3.0, 4.0), 0, id="axial"),
+        pytest.param(CORONAL, (3.0, 2.5, 4.0), 12, id="coronal, 12 degrees oblique"),
+        pytest.param(SAGITTAL, (4.0, 2.5, 3.0), 20, id="sagittal, 20 degrees oblique, rows coarsest"),
+    ],
+)
+def test_every_landmark_is_found_at_its_millimetre(tmp_path, orientation, spacing_mm, oblique_deg):
+    write_ct(tmp_path / "dicom", orientation, spacing_mm, oblique_deg=oblique_deg)
+    assert misses(tmp_path / "dicom", tmp_path / "case") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("descending", [False, True], ids=["numbers along", "numbers against"])
+@pytest.mark.parametrize("number", range(24))
+def test_every_landmark_is_found_in_every_orientation(tmp_path, number, descending):
+    oblique_deg = (0, 7, 14, 20)[(number + descending) % 4]
+    position = POSITIONS[(number + 3 * descending) % 8]
+    spacing_mm = SPACINGS[(number + 2 * descending) % 6]
+    write_ct(
+        tmp_path / "dicom",
+        ORIENTATIONS[number],
+        spacing_mm,
+        oblique_deg=oblique_deg,
+        position=position,
+        descending=descending,
+    )
+    assert misses(tmp_path / "dicom", tmp_path / "case") == {}
