@@ -5,7 +5,8 @@ Definitions differ between tools, so every report states these: `DEFINITIONS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import mmap
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -231,6 +232,19 @@ def _checked_affine(volume: Volume) -> NDArray[np.float64]:
     return affine
 
 
+def _planes(volume: Volume) -> Iterator[NDArray[Any]]:
+    """Give the planes (j, i) of a label map as unsigned integers, one after the other.
+
+    Raises:
+        DataError: `not-labels`.
+    """
+    for k in range(volume.array.shape[0]):
+        yield _labels_of(volume.array[k])
+        # The pages of a mapped file that were read would otherwise stay until the end.
+        if isinstance(volume.array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            volume.array.base.madvise(mmap.MADV_DONTNEED)
+
+
 def check_label_map(volume: Volume) -> int:
     """Return the highest label of a volume (k, j, i), read plane by plane.
 
@@ -238,7 +252,7 @@ def check_label_map(volume: Volume) -> int:
         DataError: `not-labels`, `singular-affine`.
     """
     _checked_affine(volume)
-    return max(int(_labels_of(plane).max()) for plane in volume.array)
+    return max(int(plane.max()) for plane in _planes(volume))
 
 
 def corner_distance_mm(gold: NDArray[np.float64], run: NDArray[np.float64], shape: tuple[int, ...]) -> float:
@@ -295,8 +309,7 @@ def compare_label_maps(
 
     gold_all, run_all = _Projections(gold.array.shape), _Projections(gold.array.shape)
     overlap: dict[int, int] = {}
-    for k in range(gold.array.shape[0]):
-        gold_plane, run_plane = _labels_of(gold.array[k]), _labels_of(run.array[k])
+    for k, (gold_plane, run_plane) in enumerate(zip(_planes(gold), _planes(run), strict=True)):
         gold_all.add(k, gold_plane)
         run_all.add(k, run_plane)
         counts = np.bincount(gold_plane[(gold_plane == run_plane) & (gold_plane != 0)])

@@ -247,7 +247,8 @@ def gold_to_yaml(gold: Gold) -> str:
         entry: dict[str, Any] = {"file": file.file}
         if file.labels is not None:
             entry["labels"] = [
-                {"value": value, "name": said.name, "codes": list(said.codes)} for value, said in file.labels.items()
+                {"value": value, "name": said.name, **({"codes": list(said.codes)} if said.codes else {})}
+                for value, said in file.labels.items()
             ]
         loose = {name: number for name, number in asdict(file.tolerances).items() if number != default[name]}
         if loose:

@@ -276,6 +276,7 @@ def test_a_volume_that_lies_on_disk_is_never_read_whole(tmp_path: Path):
         """Counts how many planes are asked for at a time."""
 
         shape = (6, 4, 5)
+        base = None
 
         def __getitem__(self, k: int) -> np.ndarray:
             assert isinstance(k, int)
