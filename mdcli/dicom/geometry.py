@@ -131,34 +131,6 @@ class Geometry:
     findings: tuple[Finding, ...] = ()
 
 
-def exact_copies(instances: Sequence[Instance]) -> tuple[list[Instance], list[tuple[Instance, Instance]]]:
-    """Set aside instances that look like copies of another one under another name.
-
-    Returns:
-        The instances without the copies, in the order given, and (copy, the one kept) pairs. Only the headers were compared: the
-        caller makes sure of the pixels.
-
-    Raises:
-        DataError: `no-sop-instance-uid`; `duplicate-uid` where two different headers have one SOPInstanceUID.
-    """
-    kept: dict[str, Instance] = {}
-    copies = []
-    for instance in instances:
-        uid = instance.get("SOPInstanceUID")
-        if uid is None:
-            raise DataError("no-sop-instance-uid", f"{shown(instance.path)} has no SOPInstanceUID")
-        before = kept.setdefault(str(uid), instance)
-        if before is instance:
-            continue
-        if (before.size, before.header_sha256) != (instance.size, instance.header_sha256):
-            raise DataError(
-                "duplicate-uid",
-                f"{shown(before.path)} and {shown(instance.path)} differ, and have one SOPInstanceUID",
-            )
-        copies.append((instance, before))
-    return list(kept.values()), copies
-
-
 def check_single_frames(instances: Sequence[Instance]) -> None:
     """Refuse what is no stack of single-frame monochrome images of one series.
 
@@ -166,11 +138,15 @@ def check_single_frames(instances: Sequence[Instance]) -> None:
         instances: of one series, in any order.
 
     Raises:
-        DataError: `no-instances`, `several-studies`, `several-series`, `multi-frame`, `mosaic`, `no-pixels`, `colour`,
-            `mixed-sizes`, `bad-size`; each names a file.
+        DataError: `no-instances`, `duplicate-uid`, `several-studies`, `several-series`, `multi-frame`, `mosaic`, `no-pixels`,
+            `colour`, `mixed-sizes`, `bad-size`; each names a file.
     """
     if not instances:
         raise DataError("no-instances", "the series has no instance")
+    uids = Counter(i.get("SOPInstanceUID") for i in instances)
+    if len(uids) < len(instances) or None in uids:
+        odd = next(i for i in instances if uids[i.get("SOPInstanceUID")] > 1 or i.get("SOPInstanceUID") is None)
+        raise DataError("duplicate-uid", f"the SOPInstanceUID of {shown(odd.path)} is absent or that of another file")
     for keyword, code in (("StudyInstanceUID", "several-studies"), ("SeriesInstanceUID", "several-series")):
         _same(instances, operator.methodcaller("get", keyword), code, keyword)
     for instance in instances:

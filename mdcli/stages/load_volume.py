@@ -29,7 +29,7 @@ class Params:
 
 def run(ws: Workspace, params: Params) -> None:
     """Read the slices, check that they are one volume, write it and where it lies."""
-    from mdcli.dicom.geometry import check_single_frames, completeness, exact_copies, volume_geometry
+    from mdcli.dicom.geometry import check_single_frames, completeness, volume_geometry
     from mdcli.dicom.opening import SourceFiles
     from mdcli.dicom.pixels import (
         describe_codestreams,
@@ -43,9 +43,8 @@ def run(ws: Workspace, params: Params) -> None:
     from mdcli.dicom.series import instances_from_json
 
     with ws.span("check"):
-        found = instances_from_json(ws.read_json("series"))
+        instances = instances_from_json(ws.read_json("series"))
         root = ws.source_root("series")
-        instances, copies = exact_copies(found)
         check_single_frames(instances)
         whole = completeness(instances, params.expect_instances)
         plans, notes = layouts(instances)
@@ -58,14 +57,10 @@ def run(ws: Workspace, params: Params) -> None:
 
     with ws.span("read"), SourceFiles(root) as files, ws.progress_bar(len(slices), "reading slices") as done:
         stored, reads = read_stored(files, slices, plans, paddings, ws.jobs, done)
-        digests = {i.path: read.sha256 for i, read in zip(slices, reads, strict=True)}
-        _check_copies(files, copies, digests)
-    ws.sources_digest(_digest_of(digests))
+    ws.sources_digest(_digest_of({i.path: read.sha256 for i, read in zip(slices, reads, strict=True)}))
     _say(ws, describe_codestreams(plans, reads))
     if rescale.assumed:
         ws.warn("assumed-hu", "the values are taken as Hounsfield units on request; no header says so")
-    if copies:
-        ws.note("exact-copies", f"{len(copies)} files are exact copies of others and were left out", files=len(copies))
 
     with ws.span("write"):
         dtype = modality_type(stored, reads, rescale)
@@ -73,9 +68,7 @@ def run(ws: Workspace, params: Params) -> None:
             for slab in modality_slabs(stored, rescale, dtype):
                 out.write(slab)
     document = _document(slices, plans, reads, geometry, rescale)
-    document["dropped"] = [{"path": i.path, "reason": "exact-copy", "kept": kept.path} for i, kept in copies]
-    document["completeness"] = whole
-    document["padding"] = _padding(paddings, reads, rescale)
+    document |= {"completeness": whole, "padding": _padding(paddings, reads, rescale), "dropped": []}
     if document["lossy"]:
         ws.warn("lossy-source", f"{document['lossy']['slices']} of {len(slices)} slices were compressed with loss")
     ws.write_json("geometry", {"schema": "md.geometry/1", **document})
@@ -95,21 +88,6 @@ def _say_incomplete(ws: Workspace, whole: dict[str, Any]) -> None:
             ws.note("instance-numbers-missing", f"{text}, but has as many instances as expected")
         else:
             ws.warn("instance-numbers-missing", f"{text}; --expect-instances says how many there should be")
-
-
-def _check_copies(files: Any, copies: Sequence[tuple[Instance, Instance]], digests: dict[str, str]) -> None:
-    """Make sure that what was left out is a copy byte for byte."""
-    from mdcli.dicom.opening import shown
-    from mdcli.dicom.pixels import file_digest
-    from mdcli.errors import DataError
-
-    for copy, kept in copies:
-        digests[copy.path] = file_digest(files, copy)
-        if digests[copy.path] != digests[kept.path]:
-            raise DataError(
-                "duplicate-uid",
-                f"{shown(copy.path)} and {shown(kept.path)} have one SOPInstanceUID and different pixels",
-            )
 
 
 def _digest_of(digests: dict[str, str]) -> str:
