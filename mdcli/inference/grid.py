@@ -1,0 +1,222 @@
+"""The grid that a network works on, beside the volume's own, and the way between the two.
+
+Both grids have their axes in the volume's order (k, j, i) and directions: a network's permutation and flips are applied to one
+window at a time. So each axis is a map of its own, and a resampled volume is three one-dimensional interpolations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdcli.dicom.geometry import TILT_DEGREES, TILT_VOXELS
+from mdcli.errors import ConfigError, DataError
+from mdcli.inference.card import AS_ACQUIRED, Input
+
+MAX_GRID_VOXELS = 1 << 33
+# Where the index grows to, as (axis of LPS+, sign).
+_LETTERS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where new samples lie between old ones: `old[low] * (1 - weight) + old[high] * weight`."""
+
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    weight: NDArray[np.float32]
+
+    @property
+    def nearest(self) -> NDArray[np.intp]:
+        """Return the old sample nearest to each new one; half-way goes to the even one, as in torch and NumPy."""
+        return np.asarray(np.rint(self.low + self.weight.astype(np.float64)), np.intp)
+
+    def of(self, start: int, stop: int) -> Samples:
+        """Return new samples `start` to `stop`."""
+        return Samples(self.low[start:stop], self.high[start:stop], self.weight[start:stop])
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of both grids.
+
+    Attributes:
+        source: voxels of the volume.
+        size: voxels of the network's grid.
+        step: source voxels from one voxel of the network's grid to the next.
+        offset: where voxel 0 of the network's grid lies, in source voxels.
+        flip: whether the network sees this axis reversed.
+    """
+
+    source: int
+    size: int
+    step: float
+    offset: float
+    flip: bool
+
+    @property
+    def same(self) -> bool:
+        """Say whether both grids have the same voxels."""
+        return self.size == self.source and self.step == 1.0 and self.offset == 0.0
+
+    def to_network(self) -> Samples:
+        """Return where the voxels of the network's grid lie among the volume's; outside of them the edge counts."""
+        return _samples(self.offset + np.arange(self.size, dtype=np.float64) * self.step, self.source)
+
+    def to_source(self) -> Samples:
+        """Return where the volume's voxels lie among those of the network's grid; outside of them the edge counts."""
+        return _samples((np.arange(self.source, dtype=np.float64) - self.offset) / self.step, self.size)
+
+
+def _samples(positions: NDArray[np.float64], size: int) -> Samples:
+    positions = np.clip(positions, 0, size - 1)
+    low = np.floor(positions).astype(np.intp)
+    return Samples(low, np.minimum(low + 1, size - 1), (positions - low).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A network's grid on one volume.
+
+    Attributes:
+        axes: along k, j, i.
+        order: for each of the network's axes after C, which of k, j, i it is: 0, 1 or 2.
+    """
+
+    axes: tuple[Axis, Axis, Axis]
+    order: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the voxels of the network's grid along k, j, i."""
+        k, j, i = (axis.size for axis in self.axes)
+        return k, j, i
+
+    @property
+    def source_shape(self) -> tuple[int, int, int]:
+        """Return the volume's voxels along k, j, i."""
+        k, j, i = (axis.source for axis in self.axes)
+        return k, j, i
+
+    @property
+    def same(self) -> bool:
+        """Say whether the network's voxels are the volume's."""
+        return all(axis.same for axis in self.axes)
+
+    def to_network(self, window: NDArray[Any]) -> NDArray[Any]:
+        """Return a window (k, j, i) as the network sees it, its axes in the network's order and directions."""
+        flips = tuple(slice(None, None, -1 if axis.flip else 1) for axis in self.axes)
+        return window[flips].transpose(self.order)
+
+    def from_network(self, scores: NDArray[Any], order: tuple[int, int, int]) -> NDArray[Any]:
+        """Return a network's output (C and three axes) as (C, k, j, i).
+
+        Args:
+            scores: C first.
+            order: for each of the output's axes after C, which of k, j, i it is.
+        """
+        flips = tuple(slice(None, None, -1 if axis.flip else 1) for axis in self.axes)
+        return scores.transpose(0, *(1 + order.index(n) for n in range(3)))[(slice(None), *flips)]
+
+    def order_of(self, axes: tuple[str, ...], input_axes: tuple[str, ...]) -> tuple[int, int, int]:
+        """Return for each of some other axes after C which of k, j, i it is, given those of the input."""
+        a, b, c = (self.order[input_axes.index(axis) - 1] for axis in axes[1:])
+        return a, b, c
+
+
+def closest_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:
+    """Return for the index axes i, j, k the axis of LPS+ (0, 1, 2) that each follows most, and its sign.
+
+    Args:
+        affine: 4x4, (i, j, k) to mm, LPS+.
+
+    Source: nibabel.orientations.io_orientation, which MONAI's Orientation uses: polar decomposition, then the best-matched index
+    axis first.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(directions)
+    rotation = left @ right
+    taken, found = np.abs(rotation), [(0, 0)] * 3
+    for index in np.argsort(np.min(-(rotation**2), axis=0), kind="stable"):
+        world = int(np.argmax(taken[:, index]))
+        found[int(index)] = (world, 1 if rotation[world, index] > 0 else -1)
+        taken[world, :] = -1
+    return tuple(found)
+
+
+def refuse_sheared(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> None:
+    """Refuse a volume whose axes are not at right angles: a network's grid along them would not be what it was trained on.
+
+    Args:
+        shape: (k, j, i).
+        affine: 4x4, (i, j, k) to mm, LPS+.
+
+    Raises:
+        DataError: `sheared-volume` where two axes are off the right angle by more than 0.05 degree, which shifts one end of the
+            volume against the other by more than a tenth of a voxel.
+    """
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = np.abs((affine[:3, :3] / sizes).T @ (affine[:3, :3] / sizes))
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        degrees = math.degrees(math.asin(min(float(cosines[a, b]), 1.0)))
+        voxels = float(cosines[a, b] * (shape[2 - b] - 1) * sizes[b] / sizes[a])
+        if degrees > TILT_DEGREES and voxels > TILT_VOXELS:
+            message = f"the axes {'ijk'[a]} and {'ijk'[b]} are {degrees:.2f} degrees off the right angle"
+            message += f", which shifts the ends of the volume by {voxels:.3g} voxels"
+            raise DataError("sheared-volume", message, degrees=degrees, voxels=voxels)
+
+
+def network_grid(shape: tuple[int, int, int], affine: NDArray[np.float64], wanted: Input) -> Grid:
+    """Return the grid that a card asks for on a volume.
+
+    Args:
+        shape: the volume's, (k, j, i).
+        affine: 4x4, (i, j, k) to mm, LPS+; its axes at right angles.
+        wanted: the card's input.
+
+    Returns:
+        A grid aligned with the volume's axes. Resampled as MONAI's Spacing does: `round((n - 1) * s_in / s_out + 1)` voxels, and
+        the first voxel, in the network's direction, keeps its place.
+
+    Raises:
+        ConfigError: `grid-too-large` where the card's spacing makes more than 2^33 voxels.
+    """
+    follows = closest_axes(affine)
+    # Which of i, j, k (0, 1, 2) is each of the network's axes, and whether it runs the other way.
+    letters: list[tuple[int, int]] = [(0, 1), (1, 1), (2, 1)]
+    if wanted.orientation != AS_ACQUIRED:
+        letters = []
+        for letter in wanted.orientation:
+            world, sign = _LETTERS[letter]
+            index = next(n for n, (axis, _) in enumerate(follows) if axis == world)
+            letters.append((index, sign * follows[index][1]))
+    spacing_in = np.linalg.norm(affine[:3, :3], axis=0)
+    axes: list[Axis | None] = [None, None, None]
+    order = []
+    for place, name in enumerate(wanted.axes[1:]):
+        index, sign = letters["xyz".index(name)]
+        kji = 2 - index
+        spacing = float(spacing_in[index])
+        target = spacing if wanted.spacing == AS_ACQUIRED else float(wanted.spacing[place])
+        axes[kji] = _axis(shape[kji], spacing, target, sign < 0)
+        order.append(kji)
+    k, j, i = axes
+    assert k and j and i
+    grid = Grid((k, j, i), (order[0], order[1], order[2]))
+    if math.prod(grid.shape) > MAX_GRID_VOXELS:
+        message = f"spacing {list(wanted.spacing)} mm makes {grid.shape} voxels (k, j, i) of this volume"
+        raise ConfigError("grid-too-large", message, shape=list(grid.shape))
+    return grid
+
+
+def _axis(source: int, spacing: float, target: float, flip: bool) -> Axis:
+    # A header's rounding is no reason to interpolate: it may shift the far end by up to a thousandth of a voxel.
+    if abs(target / spacing - 1) * (source - 1) < 1e-3:
+        return Axis(source, source, 1.0, 0.0, flip)
+    step = target / spacing
+    size = round((source - 1) / step + 1)
+    return Axis(source, size, step, (source - 1) - (size - 1) * step if flip else 0.0, flip)

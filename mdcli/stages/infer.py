@@ -1,0 +1,265 @@
+"""Run a segmentation model over the volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from mdcli.stage import Option, Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mdcli.imaging.nifti import Volume
+    from mdcli.inference.card import Card, ModelFolder
+    from mdcli.inference.engines import Session
+    from mdcli.inference.scope import Violation
+    from mdcli.workspace import Workspace
+
+# With `-` one model goes over many cases: it is opened once.
+_opened: dict[tuple[str, str, str, int], Session] = {}
+
+
+@dataclass(frozen=True)
+class Params:
+    """What you can ask."""
+
+    model: Annotated[str, Option("Model: a name (md models lists them) or a path", result=False, metavar="NAME|PATH")]
+    device: Annotated[str, Option("Where it runs: cpu, cuda, cuda:N or auto", result=False)] = "auto"
+    engine: Annotated[str, Option("Engine that runs it: onnxruntime, or a plugin's", result=False)] = "onnxruntime"
+    accept_out_of_scope: Annotated[
+        str | None,
+        Option(
+            "Run on what the model was not made for; the reason goes into the result", loosens=True, metavar="REASON"
+        ),
+    ] = None
+
+
+def run(ws: Workspace, params: Params) -> None:
+    """Check that the volume suits the model, run it window by window, write labels and what they mean."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from mdcli.inference.grid import network_grid, refuse_sheared
+    from mdcli.inference.predict import make_plan, predict
+    from mdcli.inference.preprocess import Preprocessor
+
+    model = _model(params)
+    card = model.card
+    # Loading the engine takes as long as looking at the volume: side by side.
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(_session, model, params, ws.jobs)
+        with ws.span("check"):
+            volume, geometry = ws.read_volume("volume"), ws.read_json("geometry")
+            _check_grid(volume, geometry)
+            refuse_sheared(volume.array.shape, volume.affine)
+            out_of_scope = _check_scope(ws, card, volume, geometry, params.accept_out_of_scope)
+            grid = network_grid(volume.array.shape, volume.affine, card.input)
+        with ws.span("statistics"):
+            padding = _padding(geometry) if card.input.padding == "exclude" else None
+            preprocessor = Preprocessor(volume.array, grid, card.input.intensity, padding)
+        with ws.span("open"):
+            session = opening.result()
+    plan = make_plan(card, session, volume.array.shape, volume.affine)
+    with ws.span("predict"):
+        found = _write_labels(ws, card, volume, predict(plan, card, session, preprocessor))
+    ws.engine_facts(session.facts())
+    _write_segments(ws, model, session, geometry, found, out_of_scope)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the labels hold: voxels of each value, and those of the first and the last slice."""
+
+    voxels: NDArray[np.int64]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+
+
+def _model(params: Params) -> ModelFolder:
+    from mdcli.inference.card import find_model
+    from mdcli.model_folders import model_folders
+
+    return find_model(params.model, model_folders())
+
+
+def _session(model: ModelFolder, params: Params, threads: int) -> Session:
+    from mdcli.inference.engines import check_device, find_engine
+
+    device = check_device(params.device)
+    key = (model.sha256, params.engine, device, threads)
+    if key not in _opened:
+        _opened.clear()
+        _opened[key] = find_engine(params.engine).open(model.network, device=device, threads=threads)
+    return _opened[key]
+
+
+def _check_grid(volume: Volume, geometry: Mapping[str, Any]) -> None:
+    """Refuse a volume that is not the one of `geometry.json`: its labels could not go back to the source slices."""
+    import numpy as np
+
+    from mdcli.errors import DataError
+
+    shape, affine = tuple(geometry["shape"]), np.array(geometry["affine_lps"], np.float64)
+    if volume.array.shape != shape:
+        raise DataError("grids-differ", f"volume is {volume.array.shape}, geometry says {shape} (k, j, i)")
+    corners = np.array([[i, j, k, 1] for i in (0, shape[2] - 1) for j in (0, shape[1] - 1) for k in (0, shape[0] - 1)])
+    apart = float(np.abs((volume.affine - affine) @ corners.T).max())
+    # NIfTI keeps the affine as float32: over a large volume that alone is some ten-thousandths of a millimetre.
+    if apart > 1e-3:
+        raise DataError(
+            "grids-differ", f"a corner of volume lies {apart:.3g} mm from where geometry says", apart_mm=apart
+        )
+
+
+def _check_scope(
+    ws: Workspace, card: Card, volume: Volume, geometry: Mapping[str, Any], reason: str | None
+) -> dict[str, Any] | None:
+    from mdcli.errors import DataError
+    from mdcli.inference.scope import check_scope, check_unit
+
+    check_unit(card, geometry["unit"] if volume.unit is None else volume.unit)
+    violations, unknown = check_scope(card.accepts, _facts(ws, geometry))
+    if unknown:
+        listed = ", ".join(unknown)
+        ws.note("scope-unknown", f"nothing says {listed}, which the model {card.name} asks for", attributes=unknown)
+    if not violations:
+        return None
+    said = "; ".join(map(str, violations))
+    numbers = {"violations": [_plain(violation) for violation in violations]}
+    if reason is None:
+        hint = "--accept-out-of-scope REASON runs it and writes the reason into the result"
+        raise DataError("out-of-scope", said, hint=hint, **numbers)
+    ws.warn("out-of-scope", f"{said}; run on request: {reason}", **numbers)
+    return {"reason": reason, **numbers}
+
+
+def _plain(violation: Violation) -> dict[str, Any]:
+    return {"attribute": violation.attribute, "value": violation.value, "accepts": violation.bound}
+
+
+def _facts(ws: Workspace, geometry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of the volume, by the names that `accepts` uses."""
+    series = ws.read_json("series").get("series", {}) if ws.has("series") else {}
+    # series.json may belong to another volume of this workspace.
+    mine = series.get("series_instance_uid") == geometry["series_instance_uid"]
+    return {**(series if mine else {}), **geometry, "slice_count": geometry["shape"][0]}
+
+
+def _padding(geometry: Mapping[str, Any]) -> list[tuple[float, float] | None] | None:
+    """Return for each slice the lowest and the highest value that mean padding."""
+    padding = geometry.get("padding")
+    if not padding:
+        return None
+    ranges = padding["range_by_slice"] or [padding["range"]] * geometry["shape"][0]
+    return [tuple(pair) if pair else None for pair in ranges]
+
+
+def _write_labels(ws: Workspace, card: Card, volume: Volume, slabs: Iterator[NDArray[Any]]) -> _Found:
+    import numpy as np
+
+    from mdcli.inference.invert import count_labels, label_type
+
+    shape, largest = volume.array.shape, len(card.labels)
+    voxels = np.zeros(largest + 1, np.int64)
+    first = last = np.zeros((0,), np.uint8)
+    with (
+        ws.progress_bar(shape[0], "inferring") as done,
+        ws.volume_writer("labels", shape, np.dtype(label_type(largest)), volume.affine) as out,
+    ):
+        for slab in slabs:
+            out.write(slab)
+            voxels += count_labels(slab, largest)
+            first = first if first.size else slab[0]
+            last = slab[-1]
+            done(len(slab))
+    return _Found(voxels, count_labels(first, largest), count_labels(last, largest))
+
+
+def _write_segments(
+    ws: Workspace,
+    model: ModelFolder,
+    session: Session,
+    geometry: Mapping[str, Any],
+    found: _Found,
+    out_of_scope: dict[str, Any] | None,
+) -> None:
+    from dataclasses import asdict
+
+    from mdcli.errors import DataError
+
+    card = model.card
+    nothing = not found.voxels[1:].any()
+    if nothing and card.empty == "error":
+        raise DataError("empty-result", f"the model {card.name} found nothing, which its card calls an error")
+    segments = [
+        {
+            "value": label.value,
+            "name": label.name,
+            "category": asdict(label.category),
+            "type": asdict(label.type),
+            "colour": list(label.colour) if label.colour else None,
+            "algorithm": {"type": "AUTOMATIC", "name": card.name, "version": card.version},
+            "voxels": int(found.voxels[label.value]),
+            "touches_first_slice": bool(found.first[label.value]),
+            "touches_last_slice": bool(found.last[label.value]),
+        }
+        for label in card.labels
+    ]
+    cut = [str(s["name"]) for s in segments if s["touches_first_slice"] or s["touches_last_slice"]]
+    if cut:
+        message = f"{', '.join(cut)} reach the first or the last slice and may go on beyond"
+        ws.note("touches-edge", message, labels=cut)
+    facts = session.facts()
+    ws.write_json(
+        "segments",
+        {
+            "schema": "md.segments/1",
+            "segments": segments,
+            "model": {"name": card.name, "version": card.version, "sha256": model.sha256},
+            "engine": {
+                "name": facts["engine"],
+                **{key: facts.get(key) for key in ("version", "precision", "provider", "device")},
+            },
+            "task": card.task,
+            "empty": card.empty,
+            "result": "nothing-found" if nothing else "processed",
+            "out_of_scope": out_of_scope,
+            "series_description_prefix": card.series_description_prefix,
+            "regulatory": card.regulatory,
+            **{key: geometry.get(key) for key in ("completeness", "lossy", "padding", "made")},
+        },
+    )
+    if nothing:
+        ws.nothing_found("nothing-found", f"the model {card.name} looked and found nothing")
+
+
+def identity(ws: Workspace, params: Params) -> dict[str, Any]:
+    """Say what decides the labels beside volume and parameters: the model, the engine and what it runs on."""
+    from mdcli.inference.engines import check_device, find_engine
+
+    engine = find_engine(params.engine).identity(check_device(params.device))
+    return {"model": _model(params).sha256, **engine}
+
+
+def preload(params: Params) -> None:
+    """Load the libraries and open the model."""
+    import os
+
+    import mdcli.inference.predict  # noqa: F401
+
+    _session(_model(params), params, os.cpu_count() or 1)
+
+
+STAGE = Stage(
+    "infer",
+    Params,
+    run,
+    reads=("volume", "geometry"),
+    writes=("labels", "segments"),
+    optional_reads=("series",),
+    version=1,
+    identity=identity,
+    preload=preload,
+)

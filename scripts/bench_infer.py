@@ -1,0 +1,181 @@
+"""Time `md infer` against MONAI's sliding window on one network, whole processes, in pairs, and compare the labels.
+
+    python scripts/bench_infer.py --peer-python VENV/bin/python [--pairs 5] [--net-maker make_net.py] [--peer monai_infer.py]
+
+VENV holds torch, monai and nibabel, and makes the network (a small 3-D U-Net with fixed random weights, two classes) and runs the
+peer. Prints wall and CPU seconds and peak PSS of both, their ratios, and the parity of every class: Dice, volume, and the largest
+margin between the two highest scores of the reference where labels differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdcli.imaging.nifti import read_nifti, write_nifti
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = (144, 192, 192)
+WINDOW, OVERLAP = 96, 0.25
+CARD = """\
+schema: md.model/1
+name: bench
+version: 1.0.0
+network: {network}
+task: segmentation
+inputs:
+  - axes: [C, x, y, z]
+    orientation: as-acquired
+    spacing: as-acquired
+    unit: HU
+    padding: include
+    intensity:
+      - normalize: volume
+output: {{axes: [C, x, y, z], activation: none, inversion: scores}}
+window: {{size: [{window}, {window}, {window}], overlap: {overlap}, blending: gaussian}}
+labels:
+{labels}
+empty: valid
+"""
+LABEL = (
+    "  - {{value: {n}, name: class-{n}, category: {{value: A, scheme: 99MD, meaning: A}}, "
+    "type: {{value: B{n}, scheme: 99MD, meaning: B}}}}"
+)
+# The reference's own scores, for the margin between the two highest: the same calls as the peer's.
+SCORES = """
+import sys, nibabel, numpy, torch
+from monai.inferers import sliding_window_inference
+net = torch.jit.load(sys.argv[1]).eval()
+x = torch.from_numpy(numpy.ascontiguousarray(nibabel.load(sys.argv[2]).dataobj).astype(numpy.float32))[None, None]
+x = (x - x.mean()) / x.std()
+with torch.inference_mode():
+    y = sliding_window_inference(x, (96, 96, 96), 1, net, overlap=float(sys.argv[4]), mode="gaussian")[0]
+top = y.topk(2, dim=0).values
+numpy.save(sys.argv[3], (top[0] - top[1]).numpy().transpose(2, 1, 0))
+"""
+
+
+def volume() -> NDArray[np.int16]:
+    """Return a body with organs and scanner noise, HU, (k, j, i)."""
+    rng = np.random.default_rng(7)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij")
+    out = np.full(SHAPE, -1000, np.float32)
+    out[(x / 0.8) ** 2 + (y / 0.6) ** 2 < 1] = 40
+    for cx, cy, r, hu in ((-0.4, 0, 0.25, -850), (0.4, 0, 0.25, -850), (0, 0.4, 0.1, 700), (0.3, -0.3, 0.15, 110)):
+        out[(x - cx) ** 2 + (y - cy) ** 2 + (z * 0.5) ** 2 < r * r] = hu
+    out += rng.normal(0, 15, SHAPE).astype(np.float32)
+    return np.clip(out, -1024, 3071).astype(np.int16)
+
+
+def make_workspace(folder: Path) -> None:
+    """Write a volume and its geometry, as load-volume would."""
+    folder.mkdir()
+    affine = np.diag([1.5, 1.5, 1.5, 1.0])
+    with (folder / "volume.nii").open("wb") as file:
+        write_nifti(file, volume(), affine, "HU")
+    uids = {f"{name}_instance_uid": f"2.25.{n}" for n, name in enumerate(("series", "study"), 1)}
+    facts = {"schema": "md.geometry/1", **uids, "modality": "CT", "shape": list(SHAPE), "affine_lps": affine.tolist()}
+    facts |= {"unit": "HU", "spacing_mm": [1.5, 1.5, 1.5], "orientation": "axial", "coverage_mm": 216.0, "padding": None}
+    (folder / "geometry.json").write_text(json.dumps(facts))
+
+
+class Peak(threading.Thread):
+    """Samples the sum of PSS over a process and its children, MiB."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.mib, self.over = pid, 0.0, threading.Event()
+
+    def run(self) -> None:
+        import psutil
+
+        while not self.over.wait(0.05):
+            total = 0
+            try:
+                processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
+                total = sum(process.memory_full_info().pss for process in processes)
+            except psutil.Error:
+                continue
+            self.mib = max(self.mib, total / 2**20)
+
+
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Return (wall seconds, CPU seconds, peak PSS in MiB) of a command."""
+    before, start = os.times(), time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
+    peak = Peak(process.pid)
+    peak.start()
+    output = process.communicate()[0]
+    wall, after = time.perf_counter() - start, os.times()
+    peak.over.set()
+    if process.returncode:
+        sys.exit(f"{command} failed:\n{output.decode(errors='replace')}")
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return wall, cpu, peak.mib
+
+
+def parity(ours: NDArray[np.uint8], theirs: NDArray[np.uint8], margin: NDArray[np.float32], classes: int) -> bool:
+    """Print the parity of every class; say whether it is as it must be."""
+    differ = ours != theirs
+    largest = float(margin[differ].max()) if differ.any() else 0.0
+    good = largest < 1e-3
+    print(f"\nvoxels that differ: {int(differ.sum())} of {differ.size}; largest margin among them {largest:.2g} (under 0.001)")
+    print(f"{'class':>5} {'theirs':>10} {'ours':>10} {'dice':>10}")
+    for n in range(classes):
+        a, b = ours == n, theirs == n
+        dice = 2 * int((a & b).sum()) / max(int(a.sum() + b.sum()), 1)
+        difference = abs(int(a.sum()) - int(b.sum()))
+        good &= dice >= 0.999 and difference <= max(5, 0.001 * int(b.sum()))
+        print(f"{n:>5} {int(b.sum()):>10} {int(a.sum()):>10} {dice:>10.7f}")
+    return good
+
+
+def main() -> int:
+    shared = ROOT.parent / "shared" / "bench"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", required=True, help="Python that has torch, monai and nibabel")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--classes", type=int, default=2)
+    parser.add_argument("--channels", type=int, default=8, help="of the first level of the U-Net")
+    parser.add_argument("--net-maker", type=Path, default=shared / "make_net.py")
+    parser.add_argument("--peer", type=Path, default=shared / "monai_infer.py")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="md-bench-") as name:
+        folder = Path(name)
+        make_workspace(folder / "ws")
+        made = [options.peer_python, str(options.net_maker), str(folder), str(options.classes), str(options.channels)]
+        subprocess.run(made, check=True, capture_output=True)
+        network = next(folder.glob("*.onnx"))
+        labels = "\n".join(LABEL.format(n=n) for n in range(1, options.classes))
+        card = CARD.format(network=network.name, window=WINDOW, overlap=OVERLAP, labels=labels)
+        (folder / "model.yaml").write_text(card)
+        image, reference = str(folder / "ws" / "volume.nii"), str(folder / "reference.nii")
+        script = str(network.with_suffix(".ts"))
+        ours = [sys.executable, "-m", "mdcli", "infer", str(folder / "ws"), "--model", name, "--force", "--device", "cpu"]
+        theirs = [options.peer_python, str(options.peer), script, image, reference, str(OVERLAP)]
+        rows = [(measure(ours), measure(theirs)) for _ in range(options.pairs + 1)][1:]
+        for title, n, unit in (("wall", 0, "s"), ("CPU", 1, "s"), ("peak PSS", 2, "MiB")):
+            mine, peer = (statistics.median(row[side][n] for row in rows) for side in (0, 1))
+            ratio = statistics.median(row[1][n] / row[0][n] for row in rows)
+            print(f"{title:<9} md {mine:8.2f} {unit:<4} MONAI {peer:8.2f} {unit:<4} ratio {ratio:.2f}")
+        margin = folder / "margin.npy"
+        subprocess.run([options.peer_python, "-c", SCORES, script, image, str(margin), str(OVERLAP)], check=True)
+        found = (read_nifti(folder / "ws" / "labels.nii").array, read_nifti(Path(reference)).array)
+        good = parity(*found, np.load(margin), options.classes)
+    print("parity holds" if good else "parity does not hold")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
