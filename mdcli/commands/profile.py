@@ -67,10 +67,14 @@ def profile(
         with storage_errors(json_file.name):
             write_whole(json_file, json.dumps(report, indent=1, allow_nan=False).encode() + b"\n")
     _print(report)
+    warnings = {
+        "failed": "failed, and the command's status hid it: set -o pipefail [hidden-failure]",
+        "up-to-date": "had nothing to do, so its work was not measured: does a file that a person changed stand there? [not-measured]",
+    }
     for stage in report["stages"]:
-        if stage["results"].get("failed"):
-            text = f"{stage['stage']} failed, and the command's status hid it: set -o pipefail"
-            print(f"md: warning: {text} [hidden-failure]", file=sys.stderr)
+        for result, text in warnings.items():
+            if stage["results"].get(result):
+                print(f"md: warning: {stage['stage']} {text}", file=sys.stderr)
 
 
 def _words(command: list[str]) -> list[str]:

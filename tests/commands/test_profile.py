@@ -91,10 +91,11 @@ def test_a_command_that_is_not_there_is_missing(tmp_path):
     assert profile(tmp_path, "no-such-command")[0] == 66
 
 
-def test_a_failure_that_the_pipe_hid_is_told(tmp_path, capsys):
-    status, _ = profile(tmp_path, sys.executable, "-c", note(result="failed"), runs=1)
+@pytest.mark.parametrize(("result", "code"), [("failed", "hidden-failure"), ("up-to-date", "not-measured")])
+def test_a_failure_that_the_pipe_hid_and_work_that_was_not_done_are_told(tmp_path, capsys, result, code):
+    status, _ = profile(tmp_path, sys.executable, "-c", note(result=result), runs=1)
     assert status == 0
-    assert "[hidden-failure]" in capsys.readouterr().err
+    assert f"[{code}]" in capsys.readouterr().err
 
 
 def test_the_measured_command_reads_no_input_and_its_output_is_not_shown(tmp_path, capfd):
