@@ -122,9 +122,9 @@ def blobs(shape: tuple[int, int, int]) -> np.ndarray:
     """Return labels 1, 2 and 5: lopsided blobs that no flip or swap of axes maps to themselves; some slices stay empty."""
     labels = np.zeros(shape, np.uint8)
     labels[1:4, 2:9, 3:7] = 1
-    labels[1, 2, 3:12] = 1
+    labels[1:2, 2, 3:12] = 1
     labels[3:5, 10:14, 12:15] = 2
-    labels[4, 1, 1] = 5
+    labels[4:5, 1, 1] = 5
     return labels
 
 

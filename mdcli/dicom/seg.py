@@ -630,6 +630,7 @@ class _Extent:
         return np.stack([self.total / self.voxels, self.low, self.high])
 
 
+@_collector_off()
 def read_back(
     path: Path,
     labels: NDArray[Any],

@@ -223,6 +223,15 @@ def test_one_segment_only_is_read_back_too(tmp_path, judge):
     check_with_highdicom(case, tmp_path / "seg.dcm")
 
 
+def test_a_single_slice_is_written_with_its_own_thickness(tmp_path, judge):
+    case = make_case(tmp_path, shape=(1, 17, 19))
+    case.labels[0, 2:9, 3:7] = 2
+    write(case, tmp_path / "seg.dcm")
+    assert dciodvfy_errors(judge, tmp_path / "seg.dcm") == []
+    check_with_highdicom(case, tmp_path / "seg.dcm")
+    check_with_dcmqi(judge, case, tmp_path / "seg.dcm", tmp_path / "out")
+
+
 def test_counting_is_that_of_numpy():
     labels = np.random.default_rng(1).integers(0, 300, (4, 20, 30)).astype(np.uint16)
     values, counts = np.unique(labels, return_counts=True)
