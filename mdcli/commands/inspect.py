@@ -78,8 +78,16 @@ def _bytes(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _console() -> Any:
+    """Return where to print: as wide as the terminal, and wide enough for every line where there is none."""
+    import sys
+
     from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=400)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table("case", "artifact", "state", "made by", "from", "size", "seconds", "peak MiB", box=None)
@@ -94,11 +102,10 @@ def _table(rows: list[dict[str, Any]]) -> None:
             f"{row['happened'].get('seconds', 0):.2f}",
             f"{row['happened'].get('peak_memory_mib', 0):.0f}",
         )
-    Console(soft_wrap=True).print(table)
+    _console().print(table)
 
 
 def _tree(ws: Workspace, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.tree import Tree
 
@@ -119,4 +126,4 @@ def _tree(ws: Workspace, rows: list[dict[str, Any]]) -> None:
             node.add(escape(f"{name}: {value}"))
         for note in happened.get("notes", ()):
             node.add(escape(f"{note['level']}: {note['message']} [{note['code']}]"))
-    Console(soft_wrap=True).print(tree)
+    _console().print(tree)
