@@ -69,7 +69,7 @@ def profile(
     _print(report)
     warnings = {
         "failed": "failed, and the command's status hid it: set -o pipefail [hidden-failure]",
-        "up-to-date": "had nothing to do, so its work was not measured: does a file that a person changed stand there? [not-measured]",
+        "up-to-date": "had nothing to do, and was not measured: did a person change its output? [not-measured]",
     }
     for stage in report["stages"]:
         for result, text in warnings.items():
