@@ -183,10 +183,12 @@ def describe(labels: NDArray[Any], document: Mapping[str, Any]) -> tuple[list[De
         DataError: `undescribed-label`; `bad-artifact` for a value that is described twice or is none.
     """
     entries: dict[int, Mapping[str, Any]] = {}
-    for entry in document["segments"]:
-        value = entry["value"]
-        if not isinstance(value, int) or not 1 <= value <= _LARGEST_LABEL or value in entries:
+    for entry in document.get("segments") or []:
+        value, name = entry.get("value"), entry.get("name")
+        if type(value) is not int or not 1 <= value <= _LARGEST_LABEL or value in entries:
             raise DataError("bad-artifact", f"segments.json describes the label value {value!r} twice, or it is none")
+        if not isinstance(name, str) or not name.strip():
+            raise DataError("bad-artifact", f"segments.json gives label value {value} no name")
         entries[value] = entry
     counts = count_labels(labels)
     unknown = sorted(set(counts) - set(entries))

@@ -36,7 +36,7 @@ def _slices(geometry: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _files(ws: Workspace, slices: list[dict[str, Any]]) -> list[tuple[str, int]]:
     """Return (path, size in bytes) of the source images in the order of k."""
-    sizes = {entry["path"]: entry["size"] for entry in ws.read_json("series")["instances"]}
+    sizes = {entry["path"]: entry["size"] for entry in ws.read_json("series").get("instances", [])}
     missing = next((entry["k"] for entry in slices if entry["path"] not in sizes), None)
     if missing is not None:
         hint = "run md load-volume again"

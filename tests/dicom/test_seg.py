@@ -249,6 +249,17 @@ def test_a_label_that_is_not_described_is_refused(tmp_path, value, dtype):
 
 
 @pytest.mark.parametrize(
+    "change", [{"value": 2}, {"value": 0}, {"value": True}, {"value": "1"}, {"name": " "}, {"name": None}]
+)
+def test_a_description_that_a_person_spoilt_is_refused(tmp_path, change):
+    case = make_case(tmp_path)
+    case.segments["segments"][0].update(change)
+    with pytest.raises(DataError) as error:
+        describe(case.labels, case.segments)
+    assert error.value.code == "bad-artifact"
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda a: a + np.eye(4)[:, [3, 3, 3, 0]] * 0.002,
