@@ -123,6 +123,8 @@ def _inputs(stage: Stage, ws: Workspace, rehash: bool) -> tuple[dict[str, dict[s
         path = ws.read(kind)
         state, digest = ws.state(role, rehash=rehash)
         changed = state == "edited"
+        if state != "made":
+            ws.check_document(kind)
         inputs[kind] = {"role": role, "sha256": digest, "edited": changed}
         newest = max(newest, stat_of_artifact(path)["mtime_ns"])
         record = ws.record(role)

@@ -218,6 +218,28 @@ class Workspace:
             raise DataError("bad-artifact", f"{path.name} has schema {found!r}, not {expected!r}")
         return cast("dict[str, Any]", document)
 
+    def check_document(self, kind: str) -> None:
+        """Hold a JSON artifact that md did not leave like this against its schema; another form, or a kind without schema, passes.
+
+        Raises:
+            DataError: `bad-artifact`, naming the place and what is wrong there.
+        """
+        from importlib.resources import files
+
+        schema = files("mdcli") / "schemas" / f"{kind}.json"
+        if SUFFIXES.get(kind, ".json") != ".json" or not schema.is_file():
+            return
+        import jsonschema
+
+        document = self.read_json(kind)
+        error = jsonschema.exceptions.best_match(
+            jsonschema.Draft202012Validator(json.loads(schema.read_bytes())).iter_errors(document)
+        )
+        if error is not None:
+            name = artifact_name(self.role_to_read(kind))
+            place = "/".join(str(part) for part in error.absolute_path) or "the top"
+            raise DataError("bad-artifact", f"{name} is not a md.{kind}/1: at {place}: {error.message[:200]}")
+
     def record(self, role: str) -> Record | None:
         """Return the record of a role, or None."""
         return load_record(self.path, role)

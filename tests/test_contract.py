@@ -111,3 +111,18 @@ def test_a_second_pipe_does_nothing(study, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "ws").iterdir()}
     run_chain(tmp_path / "ws", study)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "ws").iterdir()} == before
+
+
+def test_a_spoilt_edit_of_a_json_artifact_is_refused_by_its_place(prepared, tmp_path):
+    from mdcli.errors import DataError
+    from mdcli.testing import run_stage
+
+    shutil.copytree(prepared("load-volume"), tmp_path / "ws")
+    path = tmp_path / "ws" / "series.json"
+    document = json.loads(path.read_text())
+    document["instances"][3]["size"] = "large"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError) as caught:
+        run_stage(stage_of("load-volume"), tmp_path / "ws")
+    assert caught.value.code == "bad-artifact"
+    assert "instances/3/size" in caught.value.message
