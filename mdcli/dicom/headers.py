@@ -17,6 +17,7 @@ import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from struct import Struct
 from typing import Any, BinaryIO
@@ -239,6 +240,11 @@ _WANTED = _want(KEYWORDS)
 _WANTED |= {_OVERLAY_ROWS + (group << 16): _WANTED[_OVERLAY_ROWS] for group in range(2, 0x20, 2)}
 
 
+@lru_cache(maxsize=8)
+def _with(extra: tuple[tuple[str, tuple[int, str, bool]], ...]) -> dict[int, _Want]:
+    return {**_WANTED, **_want(dict(extra))}
+
+
 @dataclass(frozen=True)
 class Skipped:
     """One entry of a source that is no instance, and why.
@@ -354,7 +360,7 @@ def read_instance(
         The instance, or why it is none. One value is itself, several are a list; a sequence, and pixel data that are no
         integers, count as True.
     """
-    wanted = _WANTED if not extra else {**_WANTED, **_want(extra)}
+    wanted = _with(tuple(extra.items())) if extra else _WANTED
     try:
         if isinstance(source, bytes):
             return _read(io.BytesIO(source).read, len(source), name, wanted)
@@ -426,24 +432,24 @@ def _text(raw: bytes) -> str:
 def _meta(head: _Head, position: int) -> tuple[dict[int, str], int]:
     """Return the texts of the file meta information by tag, and where the data set starts."""
     meta: dict[int, str] = {}
-    while not head.ends_at(position):
-        data = head.reach(position)
+    data, last = head.reach(position), head.last
+    while position <= last:
         group, element, vr, length = _EXPLICIT(data, position)
         if group != 2:
             return meta, position
-        start = _START.get(vr)
-        if start is None:
+        if vr not in _START:
             raise _DamagedError("its meta information is not explicit VR little endian")
-        if start == 12:
+        value = position + _START[vr]
+        if _START[vr] == 12:
             (length,) = _LENGTH(data, position + 8)
-        end = position + start + length
-        data = head.reach(end)
+        position = value + length
+        if position > last:
+            data, last = head.reach(position), head.last
         tag = group << 16 | element
         if tag in (_MEDIA_CLASS, _TRANSFER_SYNTAX, _VERSION_NAME):
             if length > _MAX_META_TEXT:
                 raise _DamagedError(f"its meta information holds a name of {length} bytes")
-            meta[tag] = _text(data[position + start : end])
-        position = end
+            meta[tag] = _text(data[value:position])
     raise _DamagedError("it ends after its meta information")
 
 

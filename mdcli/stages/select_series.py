@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mdcli.stage import Option, Sources, Stage
 
@@ -55,8 +55,8 @@ class Params:
         Option("Only the study with this StudyInstanceUID", source="study_instance_uid", metavar="UID"),
     ] = None
     include: Annotated[
-        tuple[Literal["localizer", "screen-save", "derived", "md"], ...],
-        Option("Kinds of series that are left out by default; may repeat"),
+        tuple[str, ...],
+        Option("localizer, screen-save, derived or md: left out by default; may repeat", metavar="KIND"),
     ] = ()
 
 
@@ -93,7 +93,12 @@ def run(ws: Workspace, params: Params) -> None:
 
 def _rule(params: Params) -> Rule | None:
     from mdcli.dicom.rules import parse
+    from mdcli.dicom.series import INCLUDABLE
+    from mdcli.errors import UsageError
 
+    for kind in params.include:
+        if kind not in INCLUDABLE:
+            raise UsageError("bad-include", f"--include {kind} is no kind of series", hint=", ".join(INCLUDABLE))
     return parse(params.where) if params.where is not None else None
 
 
