@@ -127,3 +127,120 @@ def test_every_landmark_is_found_in_every_orientation(tmp_path, number, descendi
         descending=descending,
     )
     assert misses(tmp_path / "dicom", tmp_path / "case") == {}
+
+
+def without_flips(monkeypatch) -> None:
+    from mdcli.inference.grid import Grid
+
+    monkeypatch.setattr(Grid, "to_network", lambda self, window: window.transpose(self.order))
+
+
+def labels_not_flipped_back(monkeypatch) -> None:
+    from mdcli.inference.grid import Grid
+
+    monkeypatch.setattr(
+        Grid, "from_network", lambda self, scores, order: scores.transpose(0, *(1 + order.index(n) for n in range(3)))
+    )
+
+
+def network_sees(change):
+    """Change what the network sees, and undo it in what it says, so that only the network can notice."""
+
+    def put_in(monkeypatch) -> None:
+        from mdcli.inference.engines import OnnxSession
+
+        plain = OnnxSession.run
+
+        def run(self, batch, input_name, output_name, out):
+            scores = np.empty(change(out).shape, np.float32)
+            plain(self, np.ascontiguousarray(change(batch)), input_name, output_name, scores)
+            out[...] = change(scores)
+
+        monkeypatch.setattr(OnnxSession, "run", run)
+
+    return put_in
+
+
+def slices_reversed_under_their_affine(monkeypatch) -> None:
+    from mdcli.dicom import pixels
+
+    plain = pixels.modality_slabs
+
+    def reversed_slabs(*args):
+        yield np.ascontiguousarray(np.concatenate(list(plain(*args)))[::-1])
+
+    monkeypatch.setattr(pixels, "modality_slabs", reversed_slabs)
+
+
+def row_and_column_spacing_swapped(monkeypatch) -> None:
+    from dataclasses import replace
+
+    from mdcli.dicom import geometry
+
+    plain = geometry.volume_geometry
+
+    def swapped(*args, **named):
+        found = plain(*args, **named)
+        affine = found.affine.copy()
+        lengths = np.linalg.norm(affine[:3, :2], axis=0)
+        affine[:3, :2] *= lengths[::-1] / lengths
+        return replace(found, affine=affine)
+
+    monkeypatch.setattr(geometry, "volume_geometry", swapped)
+
+
+def network_grid_too_large(monkeypatch) -> None:
+    from mdcli.inference import predict
+
+    plain = predict.network_grid
+    monkeypatch.setattr(
+        predict,
+        "network_grid",
+        lambda shape, affine, *rest: plain(shape, affine @ np.diag([1.18, 1.18, 1.18, 1]), *rest),
+    )
+
+
+def labels_mirrored_before_they_are_written(monkeypatch) -> None:
+    from dataclasses import replace
+
+    from mdcli.workspace import Workspace
+
+    plain = Workspace.read_volume
+
+    def read(self, kind):
+        volume = plain(self, kind)
+        return replace(volume, array=np.ascontiguousarray(volume.array[:, :, ::-1])) if kind == "labels" else volume
+
+    monkeypatch.setattr(Workspace, "read_volume", read)
+
+
+@pytest.fixture(scope="module")
+def axial(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("axial")
+    write_ct(folder, AXIAL, (2.5, 3.0, 4.0))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(without_flips, id="the axes are not flipped for the network"),
+        pytest.param(labels_not_flipped_back, id="the labels are not flipped back"),
+        pytest.param(network_sees(lambda a: a[:, :, ::-1]), id="the network sees a mirrored patient"),
+        pytest.param(network_sees(lambda a: a[:, :, :, :, ::-1]), id="the network sees the patient upside down"),
+        pytest.param(network_sees(lambda a: a[:, :, ::-1, ::-1]), id="the network sees the patient lying prone"),
+        pytest.param(network_sees(lambda a: a.swapaxes(2, 3)), id="the network sees x and y swapped"),
+        pytest.param(network_sees(lambda a: a.swapaxes(2, 4)), id="the network sees x and z swapped"),
+        pytest.param(network_grid_too_large, id="the network's grid is 18 percent too large"),
+        pytest.param(slices_reversed_under_their_affine, id="the slices are stacked the wrong way"),
+        pytest.param(row_and_column_spacing_swapped, id="row and column spacing are swapped"),
+        pytest.param(labels_mirrored_before_they_are_written, id="the labels are mirrored before they are written"),
+    ],
+)
+def test_a_mistake_put_in_on_purpose_shows(tmp_path, axial, monkeypatch, mistake):
+    mistake(monkeypatch)
+    wrong = misses(axial, tmp_path / "case")
+    # Either the chain refuses (one error code), or not one landmark is where it must be.
+    assert wrong
+    assert set(wrong) == set(NAMES) or not set(wrong) & set(NAMES)
