@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -104,25 +104,18 @@ def _measure(words: list[str], memory: str) -> Run:
         executable = shutil.which(words[0], path=path)
         if executable is None:
             raise MissingError("no-command", f"there is no command {words[0]}")
-        start = time.perf_counter()
-        process = subprocess.Popen(
-            words,
-            executable=executable,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env=environment,
-            start_new_session=True,
-        )
-        end = _End(process)
+        end = _Process(words, executable, environment, errors)
         try:
+            end.start()
             peak, pause = 0.0, 0.0
             while not end.wait(pause):
                 before = time.perf_counter()
-                peak = max(peak, pss_mib(process.pid) if memory == "pss" else 0.0)
+                peak = max(peak, pss_mib(end.pid) if memory == "pss" and end.pid else 0.0)
                 pause = max(_INTERVAL, (time.perf_counter() - before) / _SHARE)
         finally:
             end.stop()
+        if end.failure is not None:
+            raise MissingError("no-command", f"{words[0]} can't be run: {end.failure.strerror}")
         if end.status:
             errors.seek(0)
             shutil.copyfileobj(errors, sys.stderr.buffer)
@@ -132,28 +125,49 @@ def _measure(words: list[str], memory: str) -> Run:
         if memory == "maxrss":
             peak = end.usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
         lines = stage_lines(log.read_text()) if log.exists() else ()
-        return Run(end.at - start, end.usage.ru_utime + end.usage.ru_stime, peak or None, lines)
+        return Run(end.seconds, end.usage.ru_utime + end.usage.ru_stime, peak or None, lines)
 
 
-class _End(threading.Thread):
-    """Waits for a process, so that its end is timed when it comes and not when the next sample is due."""
+class _Process(threading.Thread):
+    """Starts a process and waits for it, beside the sampling: its end is timed when it comes, not when a sample is due.
+
+    Ctrl-C interrupts the main thread only, so no interrupt can come between the start of the process and knowing its number.
+    """
 
     usage: Any
-    at: float
+    seconds: float
     status: int
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, words: list[str], executable: str, environment: dict[str, str], errors: IO[bytes]) -> None:
         super().__init__(daemon=True)
-        self._process, self._over = process, threading.Event()
-        self.start()
+        self._words, self._executable, self._environment, self._errors = words, executable, environment, errors
+        self._begun, self._over = threading.Event(), threading.Event()
+        self.pid: int | None = None
+        self.failure: OSError | None = None
 
     def run(self) -> None:
-        """Wait, and keep the time, the status as a shell says it (128 + signal), and the resources used."""
-        _, status, self.usage = os.wait4(self._process.pid, 0)
-        self.at = time.perf_counter()
-        code = os.waitstatus_to_exitcode(status)
-        self._process.returncode = code
-        self.status = code if code >= 0 else 128 - code
+        """Start, wait, and keep the time, the status as a shell says it (128 + signal), and the resources used."""
+        start = time.perf_counter()
+        try:
+            process = subprocess.Popen(
+                self._words,
+                executable=self._executable,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._errors,
+                env=self._environment,
+                start_new_session=True,
+            )
+        except OSError as failure:
+            self.failure = failure
+        else:
+            self.pid = process.pid
+            self._begun.set()
+            _, status, self.usage = os.wait4(process.pid, 0)
+            self.seconds = time.perf_counter() - start
+            process.returncode = os.waitstatus_to_exitcode(status)
+            self.status = process.returncode if process.returncode >= 0 else 128 - process.returncode
+        self._begun.set()
         self._over.set()
 
     def wait(self, seconds: float) -> bool:
@@ -162,10 +176,13 @@ class _End(threading.Thread):
 
     def stop(self) -> None:
         """End the process and its children, where it has not ended by itself: this run was interrupted."""
+        if self.ident is None:
+            return
+        self._begun.wait()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if not self._over.is_set():
+            if self.pid and not self._over.is_set():
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, number)
+                    os.killpg(self.pid, number)
                 self._over.wait(5)
 
 

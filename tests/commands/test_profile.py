@@ -57,12 +57,19 @@ def test_stages_are_told_to_run_though_up_to_date_but_never_forced(tmp_path):
     assert profile(tmp_path, sys.executable, "-c", code)[0] == 0
 
 
-def test_the_peak_is_that_of_the_whole_tree(tmp_path):
+def test_the_peak_is_that_of_the_whole_tree(tmp_path, monkeypatch):
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("this system does not tell the PSS")
-    hold = "import time; x = bytearray(b'x' * (60 << 20)); time.sleep(1)"
-    two = f"import subprocess, sys; p = [subprocess.Popen([sys.executable, '-c', {hold!r}]) for _ in '12']; [q.wait() for q in p]"
-    _, report = profile(tmp_path, sys.executable, "-c", two, runs=1)
+    # Each holds 60 MiB until both do, and then long enough to be seen.
+    hold = (
+        "import pathlib, sys, time; x = bytearray(b'x' * (60 << 20)); pathlib.Path(sys.argv[1]).touch()\n"
+        "while len(list(pathlib.Path(sys.argv[1]).parent.glob('held*'))) < 2: time.sleep(.01)\n"
+        "time.sleep(1)"
+    )
+    monkeypatch.setenv("HOLD", hold)
+    monkeypatch.chdir(tmp_path)
+    shell = f'{sys.executable} -c "$HOLD" held1 & {sys.executable} -c "$HOLD" held2; wait; rm held*'
+    _, report = profile(tmp_path, "sh", "-c", shell, runs=1)
     assert 120 < report["total"]["peak_memory_mib"]["median"] < 240
 
 
@@ -89,6 +96,13 @@ def test_a_command_ended_by_a_signal_ends_as_in_a_shell(tmp_path):
 
 def test_a_command_that_is_not_there_is_missing(tmp_path):
     assert profile(tmp_path, "no-such-command")[0] == 66
+
+
+def test_a_file_that_is_no_program_can_not_be_run(tmp_path):
+    program = tmp_path / "program"
+    program.write_bytes(b"\0")
+    program.chmod(0o700)
+    assert profile(tmp_path, str(program))[0] == 66
 
 
 @pytest.mark.parametrize(("result", "code"), [("failed", "hidden-failure"), ("up-to-date", "not-measured")])
