@@ -7,6 +7,7 @@ Source: NIfTI-1.1, https://nifti.nimh.nih.gov/nifti-1 (header layout, qform and 
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -172,6 +173,8 @@ def read_nifti(path: Path) -> Volume:
         return _read_foreign(path)
     i, j, k = struct.unpack_from("<3h", header, 42)
     dtype = np.dtype(_NAMES[struct.unpack_from("<h", header, 70)[0]]).newbyteorder("<")
+    if min(i, j, k) < 1:
+        raise DataError("not-a-volume", f"{path.name} has {i} x {j} x {k} voxels")
     if path.stat().st_size < HEADER_BYTES + i * j * k * dtype.itemsize:
         raise DataError("truncated", f"{path.name} ends before its {i * j * k} voxels do")
     ras = np.eye(4)
@@ -188,11 +191,15 @@ def _read_foreign(path: Path) -> Volume:
     try:
         image = nibabel.load(path)
         assert isinstance(image, (nibabel.Nifti1Image, nibabel.Nifti2Image))
-    except (AssertionError, nibabel.filebasedimages.ImageFileError) as error:
+    except Exception as error:
+        # A damaged header makes nibabel raise nearly anything.
         raise DataError("not-nifti", f"{path.name} is not a NIfTI file") from error
     if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
         raise DataError("no-affine", f"{path.name} has neither sform nor qform: where it lies is unknown")
-    array = np.asanyarray(image.dataobj)
+    try:
+        array = np.asanyarray(image.dataobj)
+    except (EOFError, OSError, ValueError, MemoryError, OverflowError, zlib.error) as error:
+        raise DataError("truncated", f"{path.name} ends, or is damaged, before its voxels do") from error
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mdcli.cli.main import run as md
-from mdcli.imaging.nifti import read_nifti, write_nifti
+from mdcli.imaging.nifti import nifti_header, read_nifti, write_nifti
 from tests.checking.segs import masks, series, write_seg
 
 AFFINE = np.array([[0.5, 0, 0, -10], [0, 1, 0, 20], [0, 0, 4, 30], [0, 0, 0, 1.0]])
@@ -109,6 +109,40 @@ def test_an_output_that_is_missing_or_unreadable_is_a_difference(run, gold, caps
     (run / "labels.nii").unlink()
     os.mkfifo(run / "labels.nii")
     assert verify(run, gold) == 1
+
+
+def header_with(at: int, value: bytes) -> bytes:
+    """Return the header and a few voxels of a NIfTI whose header says something else at one place."""
+    header = nifti_header((2, 3, 4), "uint8", AFFINE)
+    return header[:at] + value + header[at + len(value) :] + bytes(24)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(header_with(0, b"")[:-5], id="cut off"),
+        pytest.param(header_with(0, b"")[:200], id="cut off in the header"),
+        pytest.param(header_with(70, b"\xff\xff"), id="unknown type"),
+        pytest.param(header_with(42, b"\xff\x7f\xff\x7f\xff\x7f"), id="sizes that no memory holds"),
+        pytest.param(header_with(42, b"\x00\x00"), id="no column"),
+        pytest.param(header_with(42, b"\xff\xff"), id="less than no column"),
+        pytest.param(header_with(280, b"\xff" * 48), id="an affine that is no number"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+def test_a_damaged_output_is_a_difference_and_no_crash(run, tmp_path, data, suffix, capsys):
+    (tmp_path / "gold").mkdir()
+    good = header_with(0, b"")
+    pack = gzip.compress if suffix == ".nii.gz" else bytes
+    (tmp_path / "gold" / f"labels{suffix}").write_bytes(pack(good))
+    (tmp_path / "gold" / "gold.yaml").write_text(f"schema: md.gold/1\nfiles: [{{file: labels{suffix}}}]")
+    (run / f"labels{suffix}").write_bytes(pack(good))
+    assert verify(run, tmp_path / "gold") == 0
+    for damaged in (pack(data), pack(data)[: len(pack(data)) // 2]):
+        (run / f"labels{suffix}").write_bytes(damaged)
+        assert verify(run, tmp_path / "gold") == 1
+        assert "unreadable" in capsys.readouterr().out
 
 
 def test_the_reports_are_written_whole_and_name_no_path(run, gold, tmp_path):
