@@ -190,14 +190,16 @@ def row_and_column_spacing_swapped(monkeypatch) -> None:
 
 
 def network_grid_too_large(monkeypatch) -> None:
-    from mdcli.inference import predict
+    """Enlarge the grid on the way there and back alike, so that only the network can notice."""
+    from mdcli.inference import grid, predict
 
-    plain = predict.network_grid
-    monkeypatch.setattr(
-        predict,
-        "network_grid",
-        lambda shape, affine, *rest: plain(shape, affine @ np.diag([1.18, 1.18, 1.18, 1]), *rest),
-    )
+    plain = grid.network_grid
+
+    def enlarged(shape, affine, wanted):
+        return plain(shape, affine @ np.diag([1.18, 1.18, 1.18, 1.0]), wanted)
+
+    for module in (grid, predict):
+        monkeypatch.setattr(module, "network_grid", enlarged)
 
 
 def labels_mirrored_before_they_are_written(monkeypatch) -> None:

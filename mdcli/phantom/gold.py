@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdcli.phantom.anatomy import LANDMARKS
 from mdcli.phantom.study import demo_affine, demo_voxels
+
+if TYPE_CHECKING:
+    from mdcli.checking.gold import GoldFile
 
 TISSUES = {"air": -900, "lung-like": -200, "fat-like": -30, "soft": 200, "bone-like": 4096}
 """Upper end of each HU band, which belongs to it, as the card of `ct-tissue` says. Nothing in the demo lies in its background."""
@@ -60,37 +65,38 @@ def landmark_labels(shape: tuple[int, int, int], affine: NDArray[np.float64]) ->
 
 
 def write_gold(folder: Path) -> None:
-    """Write the demo's gold folder: `labels-tissue.nii`, `labels-landmarks.nii` and the `gold.yaml` that `md verify` reads.
+    """Write the demo's gold: the folders `tissue` and `landmarks`, a `labels.nii` and a `gold.yaml` each, and a `gold.yaml` over both.
 
     Args:
         folder: is made where it is not there.
     """
     from mdcli.checking.compare import Identity, Tolerances
-    from mdcli.checking.gold import GOLD_FILE, Gold, GoldFile, gold_to_yaml
+    from mdcli.checking.gold import GoldFile
     from mdcli.imaging.nifti import write_nifti
 
-    folder.mkdir(parents=True, exist_ok=True)
     voxels, affine = demo_voxels(), demo_affine()
-    names = {
-        "labels-tissue.nii": {
-            n: Identity(name, (_SPATIAL, f"99MDCLI:HU-{name.removesuffix('-like').upper()}"))
-            for n, name in enumerate(TISSUES, 1)
-        },
-        "labels-landmarks.nii": {
-            n: Identity(mark.name, (_OBJECT, f"99MDCLI:LM-{mark.name.upper()}")) for n, mark in enumerate(LANDMARKS, 1)
-        },
-    }
-    arrays = (tissue_labels(voxels), landmark_labels(voxels.shape, affine))
-    for name, array in zip(names, arrays, strict=True):
-        with (folder / name).open("wb") as file:
-            write_nifti(file, array, affine)
-    tissue, landmarks = names
     near = Tolerances(dice=0.8, centroid_voxels=0.5, bounding_box_voxels=2.0, volume_percent=20.0)
-    gold = Gold(
+    bands = [Identity(name, (_SPATIAL, f"99MDCLI:HU-{name.removesuffix('-like').upper()}")) for name in TISSUES]
+    marks = [Identity(mark.name, (_OBJECT, f"99MDCLI:LM-{mark.name.upper()}")) for mark in LANDMARKS]
+    entries = []
+    for name, labels, entry in (
+        ("tissue", tissue_labels(voxels), GoldFile("labels.nii", labels=dict(enumerate(bands, 1)))),
         (
-            GoldFile(tissue, labels=names[tissue]),
-            GoldFile(landmarks, near, _LOOSER, labels=names[landmarks]),
+            "landmarks",
+            landmark_labels(voxels.shape, affine),
+            GoldFile("labels.nii", near, _LOOSER, dict(enumerate(marks, 1))),
         ),
-        "computed from the phantom's Hounsfield units and the landmarks' places in millimetres",
-    )
-    (folder / GOLD_FILE).write_text(gold_to_yaml(gold), encoding="utf-8")
+    ):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        with (folder / name / entry.file).open("wb") as file:
+            write_nifti(file, labels, affine)
+        _write_list(folder / name, [entry])
+        entries.append(replace(entry, file=f"{name}/{entry.file}"))
+    _write_list(folder, entries)
+
+
+def _write_list(folder: Path, entries: list[GoldFile]) -> None:
+    from mdcli.checking.gold import GOLD_FILE, Gold, gold_to_yaml
+
+    text = gold_to_yaml(Gold(tuple(entries), "computed from the phantom's Hounsfield units and its landmarks' places"))
+    (folder / GOLD_FILE).write_text(text, encoding="utf-8")

@@ -40,7 +40,7 @@ def test_the_result_is_the_golds(demo_folder):
 
 def test_both_segmentations_are_clean(demo_folder, judge):
     for name in ("tissue", "landmarks"):
-        seg = demo_folder / "case" / f"seg-{name}.dcm"
+        seg = demo_folder / name / "seg.dcm"
         done = subprocess.run([judge("dciodvfy"), str(seg)], capture_output=True, text=True, check=False)
         assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")] == []
 
@@ -53,7 +53,7 @@ def test_the_pictures_are_pictures(demo_folder):
 
 
 def test_nothing_that_is_left_or_printed_names_the_patient(demo_folder):
-    for path in (demo_folder / "case").rglob("*"):
+    for path in demo_folder.rglob("*"):
         # A SEG carries the patient module of its source (PS3.3 A.51); nothing else may.
         if path.is_file() and path.suffix != ".dcm":
             assert b"Phantom^Md" not in path.read_bytes(), path.name
@@ -63,7 +63,7 @@ def test_nothing_that_is_left_or_printed_names_the_patient(demo_folder):
 def test_a_second_run_has_nothing_to_do_and_still_agrees(demo_folder):
     done = run_demo(demo_folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("already up to date") == 6
+    assert done.stdout.count("already up to date") == 8
 
 
 def test_a_changed_label_map_is_seen(demo_folder, tmp_path):
@@ -71,7 +71,7 @@ def test_a_changed_label_map_is_seen(demo_folder, tmp_path):
 
     copy = tmp_path / "demo"
     shutil.copytree(demo_folder, copy)
-    labels = copy / "case" / "labels-landmarks.nii"
+    labels = copy / "landmarks" / "labels.nii"
     data = bytearray(labels.read_bytes())
     # 352 bytes of header, then (60, 120, 168) voxels: every slice moves up by one.
     plane = 120 * 168
