@@ -144,7 +144,10 @@ def _unforeseen(error: Exception, log_format: str) -> int:
 
     reporter = make_reporter(log_format, "info")
     if isinstance(error, typer.Abort):
-        return _INTERRUPTED
+        # Typer makes one of an EOFError too, which nobody pressed a key for.
+        if not isinstance(error.__cause__, EOFError):
+            return _INTERRUPTED
+        error = error.__cause__
     # Typer's own usage errors, known by their shape: where their class lives differs from version to version.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
