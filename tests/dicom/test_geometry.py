@@ -1,0 +1,307 @@
+"""Where slices lie, and which of them make no volume."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mdcli.dicom.geometry import check_single_frames, completeness, orthonormal, volume_geometry
+from mdcli.errors import DataError
+from tests.made_series import AXIAL, CORONAL, SAGITTAL, instance, stack
+
+angles = st.floats(-math.pi, math.pi)
+
+
+def turned(a, b, c):
+    """Return the rotation by three angles about z, y, x."""
+    (ca, sa), (cb, sb), (cc, sc) = ((math.cos(v), math.sin(v)) for v in (a, b, c))
+    about_z = np.array([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]])
+    about_y = np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
+    return about_z @ about_y @ np.array([[1, 0, 0], [0, cc, -sc], [0, sc, cc]])
+
+
+def refusal(instances, **more):
+    with pytest.raises(DataError) as caught:
+        check_single_frames(instances)
+        volume_geometry(instances, **more)
+    return caught.value
+
+
+@given(
+    turn=st.tuples(angles, angles, angles),
+    spacing=st.tuples(*[st.floats(0.1, 20)] * 3),
+    start=st.tuples(*[st.floats(-900, 900)] * 3),
+    order=st.permutations(range(6)),
+)
+def test_every_slice_lies_where_its_header_says(turn, spacing, start, order):
+    rotation = turned(*turn)
+    iop = [*rotation[:, 0], *rotation[:, 1]]
+    step = rotation[:, 2] * spacing[2]
+    slices = stack(6, step, start, ImageOrientationPatient=iop, PixelSpacing=[spacing[1], spacing[0]])
+    shuffled = [slices[n] for n in order]
+    found = volume_geometry(shuffled)
+    assert [shuffled[n].path for n in found.order] == [s.path for s in slices]
+    for k, one in enumerate(slices):
+        # PS3.3 C.7.6.2.1.1: the pixel in column 5, row 3 of slice k.
+        header = (
+            np.array(one.get("ImagePositionPatient"))
+            + rotation[:, 0] * spacing[0] * 5
+            + rotation[:, 1] * spacing[1] * 3
+        )
+        np.testing.assert_allclose((found.affine @ [5, 3, k, 1])[:3], header, atol=1e-9)
+    assert np.linalg.det(found.affine[:3, :3]) > 0
+
+
+@pytest.mark.parametrize(
+    "iop, step, plane",
+    [
+        pytest.param(AXIAL, (0, 0, 2), "axial", id="axial slices rise along +z"),
+        pytest.param(CORONAL, (0, 2, 0), "coronal", id="coronal slices go along +y"),
+        pytest.param(SAGITTAL, (-2, 0, 0), "sagittal", id="sagittal slices, columns downwards, go to the right"),
+    ],
+)
+def test_the_plane_is_named_by_the_normal(iop, step, plane):
+    found = volume_geometry(stack(3, step, ImageOrientationPatient=iop))
+    assert (found.plane, found.obliquity_deg, found.order) == (plane, 0.0, (0, 1, 2))
+
+
+@pytest.mark.parametrize("degrees, plane", [(19.9, "axial"), (20.1, "oblique")])
+def test_a_normal_more_than_20_degrees_off_is_oblique(degrees, plane):
+    rotation = turned(0, 0, math.radians(degrees))
+    found = volume_geometry(stack(3, rotation[:, 2], ImageOrientationPatient=[*rotation[:, 0], *rotation[:, 1]]))
+    assert found.plane == plane
+    assert found.obliquity_deg == pytest.approx(degrees)
+
+
+def test_row_spacing_belongs_to_the_rows():
+    found = volume_geometry(stack(3, PixelSpacing=[2.0, 1.5]))
+    assert found.spacing_mm == (1.5, 2.0, 3.0)
+    assert found.shape == (3, 4, 6)
+    np.testing.assert_array_equal(found.affine[:3, :2], [[1.5, 0], [0, 2], [0, 0]])
+
+
+def test_coverage_counts_every_slice_once():
+    assert volume_geometry(stack(5, (0, 0, 3))).coverage_mm == 15
+
+
+def test_the_slice_column_is_the_mean_step_exactly():
+    slices = stack(4, (0, 0, 3))
+    slices[1] = instance((-10, 20, 103.04), 2)
+    found = volume_geometry(slices)
+    np.testing.assert_array_equal(found.affine[:3, 2], [0, 0, 3])
+    assert found.regularity["off_grid_mm"] == pytest.approx(0.04)
+
+
+def test_a_small_shear_is_loaded_with_its_exact_slice_vector():
+    # 0.04 degree is below the angle, whatever it shifts.
+    aside = 3 * math.tan(math.radians(0.04))
+    found = volume_geometry(stack(200, (aside, 0, 3)))
+    assert found.affine[0, 2] == pytest.approx(aside, rel=1e-9)
+    assert not found.tilt["sheared"]
+
+
+def test_a_large_angle_over_a_short_stack_shifts_less_than_a_tenth_of_a_pixel():
+    # 1 degree over one step of 3 mm is 0.052 mm, a tenth of the smaller pixel side is 0.15 mm.
+    found = volume_geometry(stack(2, (3 * math.tan(math.radians(1)), 0, 3)))
+    assert not found.tilt["sheared"]
+
+
+@pytest.mark.parametrize("tag, code", [(None, "sheared-volume"), (12.0, "gantry-tilt")])
+def test_a_sheared_stack_is_refused(tag, code):
+    error = refusal(stack(5, (0, 3 * math.tan(math.radians(12)), 3), GantryDetectorTilt=tag))
+    assert error.code == code
+    assert error.numbers["degrees"] == pytest.approx(12)
+
+
+@pytest.mark.parametrize(
+    "depths, missing, positions",
+    [
+        pytest.param([0, 5, 10, 20], [4], [15], id="one missing"),
+        pytest.param([0, 3, 6, 15, 18, 24], [4, 5, 8], [9, 12, 21], id="two gaps"),
+        pytest.param([0, 5, 15], [3], [10], id="three slices left of four"),
+    ],
+)
+def test_missing_slices_are_named_with_their_positions(depths, missing, positions):
+    error = refusal([instance((0, 0, z), n + 1) for n, z in enumerate(depths)])
+    assert error.code == "missing-slices"
+    assert error.numbers["missing"] == missing
+    assert error.numbers["positions_mm"] == pytest.approx(positions)
+
+
+@pytest.mark.parametrize(
+    "depths",
+    [
+        pytest.param([0, 1, 2.5, 3.5], id="a step of half a slice more"),
+        pytest.param([0, 1.06, 2, 3], id="a slice 0.06 mm off a grid of 1 mm"),
+        pytest.param([0, 10.3, 20, 30], id="a slice 0.3 mm off a grid of 10 mm"),
+        pytest.param([0, 2, 202, 204], id="two pairs far apart"),
+    ],
+)
+def test_irregular_spacing_is_refused(depths):
+    assert refusal([instance((0, 0, z), n + 1) for n, z in enumerate(depths)]).code == "irregular-spacing"
+
+
+def test_a_slice_that_lies_aside_is_refused():
+    slices = stack(5)
+    slices[2] = instance((-10, 20.2, 106), 3)
+    assert refusal(slices).code == "irregular-spacing"
+
+
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        ({"ImagePositionPatient": ...}, "no-position"),
+        ({"ImagePositionPatient": [0.0, "NaN", 0.0]}, "bad-position"),
+        ({"ImagePositionPatient": [0.0, float("nan"), 0.0]}, "bad-position"),
+        ({"ImageOrientationPatient": ...}, "no-orientation"),
+        ({"ImageOrientationPatient": [0.0] * 6}, "bad-orientation"),
+        ({"ImageOrientationPatient": [1.0, 0, 0, 0.5, 0.8660254, 0]}, "bad-orientation"),
+        ({"ImageOrientationPatient": [1.0, 0, 0, 0, 1.002, 0]}, "bad-orientation"),
+        ({"PixelSpacing": ...}, "no-spacing"),
+        ({"PixelSpacing": ["NaN", "NaN"]}, "bad-spacing"),
+        ({"PixelSpacing": [0.0, 1.0]}, "bad-spacing"),
+        ({"PixelSpacing": [-1.0, 1.0]}, "bad-spacing"),
+        ({"PixelSpacing": [2.001, 1.5]}, "mixed-spacings"),
+        ({"ImageOrientationPatient": CORONAL}, "mixed-orientations"),
+        ({"FrameOfReferenceUID": "1.2.3"}, "several-frames-of-reference"),
+        ({"FrameOfReferenceUID": ...}, "several-frames-of-reference"),
+        ({"StudyInstanceUID": "1.2.3"}, "several-studies"),
+        ({"SeriesInstanceUID": "1.2.3"}, "several-series"),
+        ({"Rows": 5}, "mixed-sizes"),
+        ({"Rows": 0}, "bad-size"),
+        ({"NumberOfFrames": 2147483647}, "multi-frame"),
+        ({"PerFrameFunctionalGroupsSequence": True}, "multi-frame"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "mosaic"),
+        ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, "mixed-kinds"),
+        ({"ConvolutionKernel": "B70f"}, "mixed-kinds"),
+        ({"EchoNumbers": 2}, "mixed-kinds"),
+    ],
+)
+def test_one_odd_file_is_refused_by_name(change, code):
+    slices = stack(5)
+    slices[3] = replace(
+        slices[3], attributes={k: v for k, v in {**slices[3].attributes, **change}.items() if v is not ...}
+    )
+    error = refusal(slices)
+    assert error.code == code
+    assert "004.dcm" in error.message
+
+
+def test_an_image_without_pixels_is_refused():
+    slices = stack(5)
+    slices[3] = replace(slices[3], pixel_offset=None, pixel_length=None)
+    assert refusal(slices).code == "no-pixels"
+
+
+def test_one_sop_instance_uid_in_two_files_is_refused():
+    slices = stack(5)
+    slices[3] = replace(
+        slices[3], attributes={**slices[3].attributes, "SOPInstanceUID": slices[2].get("SOPInstanceUID")}
+    )
+    assert refusal(slices).code == "duplicate-uid"
+
+
+def test_no_instance_is_refused():
+    assert refusal([]).code == "no-instances"
+
+
+@pytest.mark.parametrize(
+    "keyword, values",
+    [
+        ("EchoNumbers", [1, 2]),
+        ("DiffusionBValue", [0.0, 500.0, 1000.0]),
+        ("TemporalPositionIdentifier", [1, 2]),
+        ("AcquisitionNumber", [1, 2]),
+        ("ImageType", [["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]]),
+        ("ConvolutionKernel", ["B30f", "B70f"]),
+    ],
+)
+def test_several_volumes_are_listed_by_what_differs(keyword, values):
+    slices = []
+    for n, value in enumerate(values):
+        slices += [replace(s, path=f"{n}{s.path}") for s in stack(4, SOPInstanceUID=f"1.2.{n}", **{keyword: value})]
+    slices = [replace(s, attributes={**s.attributes, "SOPInstanceUID": f"1.2.{n}"}) for n, s in enumerate(slices)]
+    error = refusal(slices)
+    assert error.code == "several-volumes"
+    assert error.numbers == {"volumes": len(values), "differs": [keyword]}
+    assert f"{len(values)}. {keyword}" in error.message
+
+
+def test_several_volumes_that_no_header_tells_apart_are_refused():
+    slices = [instance((0, 0, 3 * (n // 2)), n + 1) for n in range(8)]
+    error = refusal(slices)
+    assert (error.code, error.numbers["volumes"], error.numbers["differs"]) == ("several-volumes", 2, [])
+
+
+def test_two_images_at_one_position_are_named():
+    slices = stack(8)
+    slices[4] = instance(slices[3].get("ImagePositionPatient"), 5)
+    error = refusal(slices)
+    assert error.code == "same-position"
+    assert "004.dcm" in error.message
+    assert "005.dcm" in error.message
+
+
+def test_one_slice_is_refused_unless_asked_for():
+    assert refusal(stack(1)).code == "single-slice"
+    found = volume_geometry(stack(1), single_slice=True)
+    np.testing.assert_array_equal(found.affine[:3, 2], [0, 0, 3])
+    assert found.made
+    assert [f.code for f in found.findings] == ["single-slice"]
+
+
+@pytest.mark.parametrize("thickness", [None, 0.0, -3.0, "thick", float("inf")])
+def test_one_slice_needs_its_thickness(thickness):
+    assert refusal(stack(1, SliceThickness=thickness), single_slice=True).code == "no-slice-thickness"
+
+
+def test_a_stated_spacing_that_the_positions_contradict_is_told():
+    found = volume_geometry(stack(5, (0, 0, 6), SpacingBetweenSlices=3.0))
+    assert [f.code for f in found.findings] == ["spacing-differs"]
+    assert volume_geometry(stack(5, SpacingBetweenSlices=3.0)).findings == ()
+
+
+def test_rounded_cosines_stay_as_the_header_has_them_and_are_recorded_orthonormal():
+    iop = [0.9848, 0.1736, 0.0, -0.1736, 0.9848, 0.0]
+    found = volume_geometry(stack(3, ImageOrientationPatient=iop, PixelSpacing=[1.0, 1.0]))
+    np.testing.assert_allclose(found.affine[:3, 0], iop[:3], rtol=1e-15)
+    np.testing.assert_allclose(found.orientation @ found.orientation.T, np.eye(2), atol=1e-15)
+
+
+@given(st.lists(st.floats(-1e-3, 1e-3), min_size=6, max_size=6))
+def test_orthonormal_directions_are_near_what_they_were(noise):
+    almost = np.array(AXIAL).reshape(2, 3) + np.array(noise).reshape(2, 3)
+    found = orthonormal(almost)
+    np.testing.assert_allclose(found @ found.T, np.eye(2), atol=1e-12)
+    assert np.abs(found - almost).max() < 2e-3
+
+
+def test_holes_in_the_instance_numbers_are_found():
+    slices = [instance((0, 0, n), n) for n in (2, 3, 6, 7, 9)]
+    assert completeness(slices, None) == {
+        "status": "unknown",
+        "expected": None,
+        "found": 5,
+        "instance_numbers": [2, 9],
+        "holes": [[4, 5], [8, 8]],
+    }
+
+
+def test_a_series_of_the_expected_length_is_complete():
+    assert completeness(stack(5), 5)["status"] == "complete"
+
+
+@pytest.mark.parametrize("expected, code", [(6, "series-incomplete"), (4, "series-too-long")])
+def test_another_number_of_instances_than_expected_is_refused(expected, code):
+    with pytest.raises(DataError) as caught:
+        completeness(stack(5), expected)
+    assert (caught.value.code, caught.value.numbers) == (code, {"found": 5, "expected": expected})
+
+
+def test_an_instance_number_may_be_absent_everywhere():
+    assert completeness(stack(3, InstanceNumber=None), None)["instance_numbers"] is None

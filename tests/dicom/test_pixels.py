@@ -1,0 +1,363 @@
+"""From bytes in a file to exact modality values."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless
+
+from mdcli.dicom.instance import Instance
+from mdcli.dicom.opening import SourceFiles
+from mdcli.dicom.pixels import (
+    Layout,
+    Rescale,
+    SliceRead,
+    container,
+    describe_codestreams,
+    file_digest,
+    layouts,
+    modality_slabs,
+    modality_type,
+    padding_range,
+    read_slice,
+    rescale_of,
+)
+from mdcli.errors import DataError, MissingError
+from tests.made_series import COMPRESSED, LITTLE, UNCOMPRESSED, instance, scan, stack, write_slice
+
+RAW = Layout(4, 6, 16, 16, 15, True, LITTLE)
+
+
+def read_one(folder, padding=None):
+    """Read the only file of a folder: (stored values, what was found)."""
+    (one,) = scan(folder)
+    (layout,), _ = layouts([one])
+    out = np.empty((layout.rows, layout.columns), layout.dtype)
+    with SourceFiles(folder) as files:
+        found = read_slice(files, one, layout, padding, out)
+    return out, found
+
+
+def modality(stored, slopes, intercepts):
+    """Return the volume that stored values (k, j, i) become."""
+    reads = [SliceRead("", int(plane.min()), int(plane.max())) for plane in stored]
+    rescale = Rescale(tuple(map(float, slopes)), tuple(map(float, intercepts)), None, None)
+    dtype = modality_type(stored, reads, rescale)
+    return np.concatenate(list(modality_slabs(stored.copy(), rescale, dtype)))
+
+
+@pytest.mark.parametrize("syntax", [*UNCOMPRESSED.values(), *COMPRESSED.values()], ids=[*UNCOMPRESSED, *COMPRESSED])
+@pytest.mark.parametrize("dtype, bits", [("u2", 12), ("u2", 16), ("i2", 16), ("i2", 12)])
+def test_every_encoding_gives_the_same_values(tmp_path, syntax, dtype, bits):
+    low = -(1 << (bits - 1)) if dtype == "i2" else 0
+    plane = np.random.default_rng(1).integers(low, low + (1 << bits), (37, 41)).astype(dtype)
+    plane[0, :2] = low, low + (1 << bits) - 1
+    write_slice(tmp_path / "a.dcm", plane, syntax, BitsStored=bits)
+    out, found = read_one(tmp_path)
+    np.testing.assert_array_equal(out, plane)
+    assert (found.low, found.high, found.masked) == (low, low + (1 << bits) - 1, False)
+
+
+@pytest.mark.parametrize("syntax", [LITTLE, *COMPRESSED.values()])
+def test_bytes_are_read_too(tmp_path, syntax):
+    plane = (np.arange(33 * 40) % 251).astype("u1").reshape(33, 40)
+    write_slice(tmp_path / "a.dcm", plane, syntax)
+    np.testing.assert_array_equal(read_one(tmp_path)[0], plane)
+
+
+def test_an_odd_number_of_bytes_is_padded_and_not_too_long(tmp_path):
+    plane = np.arange(9, dtype="u1").reshape(3, 3)
+    write_slice(tmp_path / "a.dcm", plane, value=plane.tobytes() + b"\0")
+    assert layouts(scan(tmp_path))[1] == []
+    np.testing.assert_array_equal(read_one(tmp_path)[0], plane)
+
+
+@pytest.mark.parametrize(
+    "dtype, stored, expected, masked",
+    [
+        pytest.param(
+            "u2", [0x0FFF, 0x1001, 0x8002], [0xFFF, 0x001, 0x002], True, id="an overlay above 12 bits is cut off"
+        ),
+        pytest.param("i2", [-1, -2048, 2047], [-1, -2048, 2047], False, id="an extended sign stays"),
+        pytest.param("i2", [0x0FFF, 0x0800, 0x07FF], [-1, -2048, 2047], False, id="a sign that was not extended is"),
+        pytest.param("i2", [0x4FFF, 0x0001, 0x17FF], [-1, 1, 2047], True, id="an overlay above the sign is cut off"),
+    ],
+)
+def test_bits_above_bits_stored_are_masked(tmp_path, dtype, stored, expected, masked):
+    write_slice(tmp_path / "a.dcm", np.array([stored], dtype), BitsStored=12)
+    out, found = read_one(tmp_path)
+    assert out.tolist() == [expected]
+    assert found.masked == masked
+    assert (found.low, found.high) == (min(expected), max(expected))
+
+
+def test_the_high_bit_says_where_the_value_lies(tmp_path):
+    # 12 bits stored below bit 15: the value is the upper 12 bits.
+    write_slice(tmp_path / "a.dcm", np.array([[0x7FF1, 0x0012]], "u2"), BitsStored=12, HighBit=15)
+    assert read_one(tmp_path)[0].tolist() == [[0x7FF, 0x001]]
+
+
+def test_padding_beyond_the_stored_bits_is_refused_where_it_would_become_a_value(tmp_path):
+    # -2000 in 16 bits becomes 2096 in 12: a bone-like ring around the body.
+    plane = np.array([[-2000, 5]], "i2").view("u2")
+    write_slice(tmp_path / "a.dcm", plane, BitsStored=12)
+    with pytest.raises(DataError) as caught:
+        read_one(tmp_path, (63536, 63536))
+    assert caught.value.code == "padding-out-of-range"
+
+
+def test_padding_voxels_are_counted_and_kept(tmp_path):
+    plane = np.array([[-2000, -1000, -2000, 40]], "i2")
+    write_slice(tmp_path / "a.dcm", plane)
+    out, found = read_one(tmp_path, (-2000, -2000))
+    np.testing.assert_array_equal(out, plane)
+    assert found.padding_voxels == 2
+    assert read_one(tmp_path, (-2000, -1000))[1].padding_voxels == 3
+
+
+@pytest.mark.parametrize(
+    "signed, value, limit, expected",
+    [
+        (True, 63536, None, (-2000, -2000)),
+        (True, -2000, None, (-2000, -2000)),
+        (False, -2000, None, (63536, 63536)),
+        (False, 0, 10, (0, 10)),
+        (False, 10, 0, (0, 10)),
+        (True, None, None, None),
+    ],
+)
+def test_padding_is_read_by_the_sign_of_the_pixels(signed, value, limit, expected):
+    one = instance(PixelPaddingValue=value, PixelPaddingRangeLimit=limit)
+    assert padding_range(one, replace(RAW, signed=signed)) == expected
+
+
+def test_padding_that_is_no_number_is_refused():
+    with pytest.raises(DataError, match="bad-padding"):
+        padding_range(instance(PixelPaddingValue="none"), RAW)
+
+
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        ({"TransferSyntaxUID": "1.2.3.4.5.6.7.8.9.10"}, "unknown-syntax"),
+        ({"TransferSyntaxUID": "1.2.840.10008.1.2.4.70"}, "unsupported-syntax"),
+        ({"TransferSyntaxUID": str(JPEG2000Lossless)}, "bad-encapsulation"),
+        ({"BitsAllocated": 12}, "unsupported-bits"),
+        ({"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0}, "unsupported-bits"),
+        ({"BitsAllocated": 64, "BitsStored": 64, "HighBit": 63}, "unsupported-bits"),
+        (
+            {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "TransferSyntaxUID": str(ExplicitVRBigEndian)},
+            "unsupported-bits",
+        ),
+        ({"BitsAllocated": None}, "bad-bits"),
+        ({"BitsAllocated": "sixteen"}, "bad-bits"),
+        ({"BitsStored": 17, "HighBit": 16}, "bad-bits"),
+        ({"BitsStored": 0}, "bad-bits"),
+        ({"HighBit": 10}, "bad-bits"),
+        ({"PixelRepresentation": 2}, "bad-bits"),
+        ({"Rows": 65535, "Columns": 65535}, "pixels-short"),
+        ({"Columns": 7}, "pixels-short"),
+    ],
+)
+def test_what_can_not_be_read_is_refused_from_the_header(change, code):
+    with pytest.raises(DataError) as caught:
+        layouts([instance(**change)])
+    assert caught.value.code == code
+    assert "001.dcm" in caught.value.message
+
+
+def test_raw_pixels_said_to_be_raw_but_encapsulated_are_refused():
+    with pytest.raises(DataError, match="bad-encapsulation"):
+        layouts([replace(instance(), pixel_length=None)])
+
+
+def test_a_file_that_ends_in_its_pixels_is_refused():
+    with pytest.raises(DataError, match="truncated-pixels"):
+        layouts([replace(instance(), size=1047)])
+
+
+def test_more_bytes_than_one_frame_are_told():
+    found, findings = layouts([replace(instance(), pixel_length=8048, size=9048)])
+    assert found[0].nbytes == 48
+    assert [(f.code, f.warning) for f in findings] == [("pixels-long", True)]
+
+
+def test_a_compressed_bomb_is_refused_before_anything_is_allocated():
+    bomb = instance(TransferSyntaxUID=str(JPEG2000Lossless), Rows=65535, Columns=65535)
+    with pytest.raises(DataError, match="compression-bomb"):
+        layouts([replace(bomb, pixel_length=None)] * 8)
+
+
+def test_a_deflated_bomb_stops_at_a_limit(tmp_path):
+    import io
+    import struct
+    import zlib
+
+    plane = np.zeros((4, 6), "u2")
+    write_slice(tmp_path / "a.dcm", plane, UNCOMPRESSED["deflated"])
+    data = (tmp_path / "a.dcm").read_bytes()
+    start = 144 + struct.unpack_from("<I", data, 140)[0]
+    body = zlib.decompress(data[start:], -15)
+    packer, packed = zlib.compressobj(9, zlib.DEFLATED, -15), io.BytesIO()
+    packed.write(packer.compress(body + struct.pack("<HH2sHI", 0x7FE3, 0x1001, b"OB", 0, 64 << 20)))
+    for _ in range(64):
+        packed.write(packer.compress(bytes(1 << 20)))
+    packed.write(packer.flush())
+    (tmp_path / "a.dcm").write_bytes(data[:start] + packed.getvalue())
+    with pytest.raises(DataError, match="deflate-bomb"):
+        read_one(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage, code",
+    [
+        pytest.param(lambda d: d[:200] + b"X" + d[201:], "source-changed", id="another header"),
+        pytest.param(lambda d: d + b"\0", "source-changed", id="another size"),
+    ],
+)
+def test_a_file_that_changed_since_the_scan_is_refused(tmp_path, damage, code):
+    path = tmp_path / "a.dcm"
+    write_slice(path, np.zeros((4, 6), "u2"))
+    (one,) = scan(tmp_path)
+    (layout,), _ = layouts([one])
+    path.write_bytes(damage(path.read_bytes()))
+    with SourceFiles(tmp_path) as files, pytest.raises(DataError, match=code):
+        read_slice(files, one, layout, None, np.empty((4, 6), "u2"))
+
+
+def test_a_file_that_is_gone_is_missed(tmp_path):
+    with SourceFiles(tmp_path) as files, pytest.raises(MissingError, match="source-missing"):
+        read_slice(files, instance(), RAW, None, np.empty((4, 6), "i2"))
+
+
+def test_the_digest_is_that_of_the_whole_file(tmp_path):
+    import hashlib
+
+    write_slice(tmp_path / "a.dcm", np.zeros((4, 6), "u2"), value=bytes(80))
+    (one,) = scan(tmp_path)
+    expected = hashlib.sha256((tmp_path / "a.dcm").read_bytes()).hexdigest()
+    assert read_one(tmp_path)[1].sha256 == expected
+    with SourceFiles(tmp_path) as files:
+        assert file_digest(files, one) == expected
+
+
+@pytest.mark.parametrize(
+    "stored, slope, intercept, dtype",
+    [
+        pytest.param([0, 4095], 1, -1024, "int16", id="CT from 16 signed bits does not wrap"),
+        pytest.param([-32768, 0], 1, -1024, "int32", id="what int16 can't hold goes on"),
+        pytest.param([0, 32767], 1, 0, "int16", id="the last value of int16"),
+        pytest.param([0, 32767], 1, 1, "uint16", id="one more"),
+        pytest.param([0, 32767], 2, 1, "uint16", id="65535 is the last of uint16"),
+        pytest.param([0, 32767], 3, 0, "int32", id="98301 needs int32"),
+        pytest.param([0, 32767], -1, 0, "int16", id="a negative slope"),
+        pytest.param([-32768, 32767], 65536, 65535, "int32", id="the last value of int32"),
+        pytest.param([-32768, 32767], 65536, 65536, "float32", id="a power of two beyond int32"),
+        pytest.param([-32767, 32767], 131073, 0, "float64", id="beyond int32 and the 24 bits of float32"),
+        pytest.param([2, 4], 0.5, 0, "int16", id="a slope that gives whole numbers all the same"),
+        pytest.param([1, 4], 0.5, 0, "float32", id="halves"),
+        pytest.param([1, 4], 0.1, 0, "float64", id="tenths are in no float32"),
+        pytest.param([0, 0], 0.1, 0, "int16", id="nothing but zeros"),
+        pytest.param([1, 3], 1, 0.25, "float32", id="a broken intercept"),
+    ],
+)
+def test_the_first_type_that_holds_all_values_exactly(stored, slope, intercept, dtype):
+    planes = np.array([[stored]], "i2")
+    found = modality(planes, [slope], [intercept])
+    assert found.dtype == np.dtype(dtype).newbyteorder("<")
+    assert found.ravel().tolist() == [v * slope + intercept for v in stored]
+
+
+@given(
+    stored=st.lists(st.lists(st.integers(-32768, 32767), min_size=3, max_size=3), min_size=2, max_size=2),
+    slopes=st.lists(st.sampled_from([1, -1, 2, 0.5, 0.3, 1e-7, 70000]), min_size=2, max_size=2),
+    intercepts=st.lists(st.sampled_from([0, -1024, -4096, 0.1, 33.901196, 1e9]), min_size=2, max_size=2),
+)
+def test_every_value_is_the_product_in_float64(stored, slopes, intercepts):
+    planes = np.array(stored, "i2")[:, None, :]
+    found = modality(planes, slopes, intercepts)
+    expected = [[v * float(a) + float(b) for v in row] for row, a, b in zip(stored, slopes, intercepts, strict=True)]
+    assert found[:, 0].astype(float).tolist() == expected
+
+
+def test_unsigned_values_above_32767_do_not_wrap_on_the_way():
+    found = modality(np.array([[[40000, 65535]]], "u2"), [1], [-32768])
+    assert (found.dtype, found.ravel().tolist()) == (np.dtype("<i2"), [7232, 32767])
+
+
+@pytest.mark.parametrize(
+    "types, expected", [(("i2", "i2"), "i2"), (("i2", "u2"), "i4"), (("u1", "u2"), "u2"), (("i1", "u1"), "i2")]
+)
+def test_slices_of_unlike_types_share_the_next_larger(types, expected):
+    made = [Layout(4, 6, 8 * int(t[1]), 8 * int(t[1]), 8 * int(t[1]) - 1, t[0] == "i", LITTLE) for t in types]
+    assert container(made) == np.dtype(expected)
+
+
+def test_signed_and_unsigned_32_bits_do_not_meet():
+    with pytest.raises(DataError, match="mixed-bits"):
+        container([Layout(4, 6, 32, 32, 31, signed, LITTLE) for signed in (True, False)])
+
+
+@pytest.mark.parametrize(
+    "more, unit",
+    [
+        ({}, "HU"),
+        ({"RescaleType": "HU"}, "HU"),
+        ({"RescaleType": "HU_MOD"}, "HU_MOD"),
+        ({"RescaleType": "US"}, None),
+        ({"Modality": "MR"}, None),
+        ({"Modality": "MR", "RescaleType": "normalized"}, "normalized"),
+        ({"Modality": "MR", "RescaleSlope": None, "RescaleIntercept": None}, None),
+        ({"Modality": "PT", "Units": "BQML"}, "BQML"),
+    ],
+)
+def test_the_unit_is_what_the_header_says(more, unit):
+    assert rescale_of(stack(2, **more)).unit == unit
+
+
+@pytest.mark.parametrize("more", [{"RescaleSlope": None, "RescaleIntercept": None}, {"RescaleType": "US"}])
+def test_a_ct_without_a_unit_is_taken_as_hu_on_request(more):
+    found = rescale_of(stack(2, **more), assume_hu=True)
+    assert (found.unit, found.assumed) == ("HU", True)
+
+
+@pytest.mark.parametrize(
+    "more, code",
+    [
+        ({"RescaleSlope": None, "RescaleIntercept": None}, "no-rescale"),
+        ({"RescaleSlope": 0.0}, "bad-rescale"),
+        ({"RescaleSlope": "one"}, "bad-rescale"),
+        ({"RescaleIntercept": "-1024,0"}, "bad-rescale"),
+        ({"RescaleIntercept": float("nan")}, "bad-rescale"),
+        ({"ModalityLUTSequence": True}, "modality-lut"),
+    ],
+)
+def test_a_rescale_that_can_not_be_trusted_is_refused(more, code):
+    with pytest.raises(DataError, match=code):
+        rescale_of(stack(3, **more))
+
+
+def test_one_slice_without_rescale_among_others_is_refused():
+    slices = [*stack(3), instance((0, 0, 50), 4, RescaleSlope=None, RescaleIntercept=None)]
+    with pytest.raises(DataError, match="mixed-rescale"):
+        rescale_of(slices)
+
+
+def test_hounsfield_units_are_assumed_for_ct_only():
+    with pytest.raises(DataError, match="not-ct"):
+        rescale_of(stack(2, Modality="MR"), assume_hu=True)
+
+
+def test_codestreams_unlike_their_headers_are_told_once():
+    layout = Layout(4, 6, 16, 12, 11, False, str(JPEGLSLossless))
+    reads = [SliceRead("", 0, 255, precision=8, stream_signed=False)] * 3
+    (finding,) = describe_codestreams([layout] * 3, reads)
+    assert (finding.code, finding.numbers) == ("codestream-differs", {"images": 3})
+    assert describe_codestreams([replace(layout, bits_stored=8)] * 3, reads) == []
+
+
+def test_an_instance_that_was_never_scanned_has_no_pixels():
+    with pytest.raises(DataError, match="no-pixels"):
+        layouts([Instance("a.dcm", 10, None, None, "", instance().attributes)])
