@@ -414,6 +414,8 @@ def _instance(
 
     attributes = _attributes(found, wanted, little=syntax != EXPLICIT_BIG)
     if not attributes.get("SeriesInstanceUID"):
+        if not meta:
+            return Skipped(name, "not-dicom", "it is no DICOM file")
         return Skipped(name, "no-series", "it names no series")
     attributes["TransferSyntaxUID"] = syntax
     if _VERSION_NAME in meta:
@@ -506,7 +508,7 @@ def _walk_explicit(head: _Head, position: int, wanted: Mapping[int, _Want], foun
         group, element, vr, length = unpack(data, position)
         tag = group << 16 | element
         if tag <= before or vr not in starts:
-            raise _OddError
+            raise _odd(head, position)
         before = tag
         start = starts[vr]
         value = position + start
@@ -537,7 +539,7 @@ def _walk_implicit(head: _Head, position: int, wanted: Mapping[int, _Want], foun
         group, element, length = _IMPLICIT(data, position)
         tag = group << 16 | element
         if tag <= before:
-            raise _OddError
+            raise _odd(head, position)
         before = tag
         value = position + 8
         if tag in _ANY_PIXELS:
@@ -554,6 +556,13 @@ def _walk_implicit(head: _Head, position: int, wanted: Mapping[int, _Want], foun
             found[tag] = (want.code, data[value : value + length] if length <= _MAX_VALUE else _overlong(want, length))
         if position > last:
             return None
+
+
+def _odd(head: _Head, position: int) -> Exception:
+    """Say what an element is that makes no sense: cut off, or in an encoding for pydicom."""
+    if head.ends_at(position + 7):
+        return _DamagedError("it ends within its header")
+    return _OddError()
 
 
 def _at_pixels(head: _Head, tag: int, vr: int, value: int, length: int, found: _Found) -> _Pixels:
