@@ -246,3 +246,18 @@ def test_a_mistake_put_in_on_purpose_shows(tmp_path, axial, monkeypatch, mistake
     # Either the chain refuses (one error code), or not one landmark is where it must be.
     assert wrong
     assert set(wrong) == set(NAMES) or not set(wrong) & set(NAMES)
+
+
+def test_bands_at_the_first_and_last_slice_are_those_of_the_slices_alone(tmp_path):
+    """A volume thinner than the card's window: nothing that was not measured may be smoothed into its ends."""
+    from mdcli.imaging.nifti import read_nifti
+    from mdcli.phantom.anatomy import sample
+    from mdcli.phantom.gold import tissue_labels
+
+    shape, affine = (5, 40, 60), oriented_affine(*CORONAL, (4.0, 4.0, 4.0), (5, 40, 60))
+    write_series(tmp_path / "dicom", shape, affine, noise_hu=20.0)
+    run_stage(load_stage("select-series"), tmp_path / "case", dicom=tmp_path / "dicom")
+    run_stage(load_stage("load-volume"), tmp_path / "case")
+    run_stage(load_stage("infer"), tmp_path / "case", model="ct-tissue")
+    found = read_nifti(tmp_path / "case" / "labels.nii").array
+    assert np.array_equal(found, tissue_labels(sample(shape, affine, noise_hu=20.0, seed=SeriesFacts().number)))

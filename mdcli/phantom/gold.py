@@ -65,7 +65,7 @@ def landmark_labels(shape: tuple[int, int, int], affine: NDArray[np.float64]) ->
 
 
 def write_gold(folder: Path) -> None:
-    """Write the demo's gold: the folders `tissue` and `landmarks`, a `labels.nii` and a `gold.yaml` each, and a `gold.yaml` over both.
+    """Write the demo's gold: `labels.nii` and `gold.yaml` in the folders `tissue` and `landmarks`, and a `gold.yaml` over both.
 
     Args:
         folder: is made where it is not there.
