@@ -34,7 +34,7 @@ COMPUTED: dict[str, str] = {"SliceCount": "IS"}
 
 _NUMERIC = frozenset(("DS", "IS", "US", "SS", "UL", "SL", "FL", "FD", "UV", "SV", "US or SS"))
 _TEXTUAL = frozenset(("AE", "AS", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"))
-_MAX_EXPRESSION, _MAX_DEPTH, _MAX_PATTERN, _MAX_SUBJECT, _MAX_REPEATS = 4000, 40, 200, 256, 3
+_MAX_EXPRESSION, _MAX_DEPTH, _MAX_PATTERN, _MAX_SUBJECT, _MAX_EFFORT = 4000, 40, 200, 256, 26
 _TOKEN = re.compile(
     r"""\s*(?:(?P<sign><=|>=|!=|==|[=<>~(),])|(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*")|(?P<word>[^\s<>=!~(),'"]+))"""
 )
@@ -372,36 +372,40 @@ def _pattern(text: str) -> re.Pattern[str]:
         tree = re._parser.parse(text, re.IGNORECASE)  # type: ignore[attr-defined]
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError("bad-pattern", f"{text!r} is no regular expression: {error}") from error
-    if _repeats(tree, inside=False) > _MAX_REPEATS:
-        raise UsageError("bad-pattern", f"{text!r} has more than {_MAX_REPEATS} repeats, which can take for ever")
+    if _effort(tree, inside=False) > _MAX_EFFORT:
+        raise UsageError("bad-pattern", f"{text!r} has so many repeats and choices that it can take for ever")
     return pattern
 
 
-def _repeats(tree: Any, inside: bool) -> int:
-    """Count the open repeats of a parsed pattern.
+def _effort(tree: Any, inside: bool) -> int:
+    """Return how many ways a parsed pattern can match at one place of a text of `_MAX_SUBJECT` characters, as a power of two.
+
+    Args:
+        tree: as `re` parses it.
+        inside: whether it is repeated.
 
     Raises:
         UsageError: `bad-pattern` for a repeat or a choice within a repeat, and for a reference back.
     """
-    count = 0
+    effort = 0
     for name, argument in tree:
         kind = str(name)
         if kind in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
             low, high, body = argument
-            varies = high != low and high != 1
-            if inside and (varies or high > 1):
+            ways = min(int(high) - int(low), _MAX_SUBJECT - 1)
+            if inside and ways:
                 raise UsageError("bad-pattern", "a repeat within a repeat can take for ever")
-            count += varies + _repeats(body, inside or varies)
+            effort += ways.bit_length() + _effort(body, inside or high > 1)
         elif kind == "BRANCH":
             if inside:
                 raise UsageError("bad-pattern", "a choice within a repeat can take for ever")
-            count += sum(_repeats(body, inside) for body in argument[1])
+            effort += (len(argument[1]) - 1).bit_length() + sum(_effort(body, inside) for body in argument[1])
         elif kind == "SUBPATTERN":
-            count += _repeats(argument[-1], inside)
+            effort += _effort(argument[-1], inside)
         elif kind in ("ASSERT", "ASSERT_NOT"):
-            count += _repeats(argument[1], inside)
+            effort += _effort(argument[1], inside)
         elif kind == "ATOMIC_GROUP":
-            count += _repeats(argument, inside)
+            effort += _effort(argument, inside)
         elif kind.startswith("GROUPREF"):
             raise UsageError("bad-pattern", "a reference back to a group is not supported")
-    return count
+    return effort

@@ -245,7 +245,9 @@ def test_a_file_without_preamble_or_meta_header_is_read(without, syntax):
 
 def test_wrong_value_representations_are_read_by_tag():
     data = saved(small_ct())
-    data = data.replace(b"\x20\x00\x32\x00DS", b"\x20\x00\x32\x00LO").replace(b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00SS")
+    data = data.replace(b"\x20\x00\x32\x00DS", b"\x20\x00\x32\x00LO").replace(
+        b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00SS"
+    )
     found = read_instance(data, "a")
     assert (found.get("ImagePositionPatient"), found.get("Rows")) == ([-1.5, 0.0, 22.5], 2)
 
@@ -294,7 +296,8 @@ def test_a_decimal_string_is_exactly_its_number_or_stays_text(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text, expected", [("7", 7), (" -12 ", -12), ("3.0", 3), ("3.5", "3.5"), ("x", "x"), ("", None), ("9" * 70, "9" * 70)]
+    "text, expected",
+    [("7", 7), (" -12 ", -12), ("3.0", 3), ("3.5", "3.5"), ("x", "x"), ("", None), ("9" * 70, "9" * 70)],
 )
 def test_an_integer_string_is_its_number_or_stays_text(text, expected):
     raw = text.encode()
@@ -508,7 +511,14 @@ def test_any_data_set_that_pydicom_writes_is_read_as_pydicom_reads_it(dataset, s
         assert_as_pydicom(found, pydicom.dcmread(io.BytesIO(data)))
 
 
-BASES = ["CT_small.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_RLE.dcm", "image_dfl.dcm", "UN_sequence.dcm"]
+BASES = [
+    "CT_small.dcm",
+    "MR_small_implicit.dcm",
+    "MR_small_bigendian.dcm",
+    "MR_small_RLE.dcm",
+    "image_dfl.dcm",
+    "UN_sequence.dcm",
+]
 
 
 @settings(max_examples=400, deadline=None)
