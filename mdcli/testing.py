@@ -54,7 +54,9 @@ def run_stage(
     return outcome
 
 
-def contract_problems(stage: Stage, prepared: Path, scratch: Path, **params: Any) -> list[str]:
+def contract_problems(
+    stage: Stage, prepared: Path, scratch: Path, *, as_name: str | None = None, **params: Any
+) -> list[str]:
     """Return in words which promises of every stage this one breaks; nothing where it keeps them all.
 
     It is run in copies of a workspace that is prepared up to its inputs: what it writes is declared and has records, a second run
@@ -64,6 +66,7 @@ def contract_problems(stage: Stage, prepared: Path, scratch: Path, **params: Any
         stage: the declared stage.
         prepared: a workspace that holds what the stage reads.
         scratch: an empty folder to work in.
+        as_name: the name for what it writes (`--as`), for a stage that reads and writes the same kind.
         params: its parameters.
     """
     problems = []
@@ -71,13 +74,13 @@ def contract_problems(stage: Stage, prepared: Path, scratch: Path, **params: Any
     for copy in (first, second):
         shutil.copytree(prepared, copy)
     before = _contents(first)
-    execute(stage, Workspace(first), stage.params(**params), Controls(dry_run=True))
+    execute(stage, Workspace(first, as_name=as_name), stage.params(**params), Controls(dry_run=True))
     if _contents(first) != before:
         problems.append("a dry run changes the workspace")
-    outcome = run_stage(stage, first, **params)
+    outcome = run_stage(stage, first, as_name=as_name, **params)
     after = _contents(first)
     problems += [f"it changes {name}, which it reads" for name in before if after.get(name) != before[name]]
-    declared = {artifact_name(Workspace(first).role_to_write(kind)) for kind in stage.writes}
+    declared = {artifact_name(Workspace(first, as_name=as_name).role_to_write(kind)) for kind in stage.writes}
     for name in sorted({*after} - {*before}):
         top = name.split("/")[0]
         record = top.removesuffix(".record.json")
@@ -86,15 +89,15 @@ def contract_problems(stage: Stage, prepared: Path, scratch: Path, **params: Any
             problems.append(f"it writes {name}, which it does not declare")
     for path, roles in outcome.artifacts.items():
         problems += [f"{role} has no record" for role in roles if load_record(path, role) is None]
-    if not run_stage(stage, first, **params).up_to_date:
+    if not run_stage(stage, first, as_name=as_name, **params).up_to_date:
         problems.append("a second run does it again")
-    run_stage(stage, second, **params)
+    run_stage(stage, second, as_name=as_name, **params)
     artifacts = {name for name in {*after} - {*before} if not name.endswith((".record.json", ".root"))}
     again = _contents(second)
     problems += [f"{name} differs between two runs" for name in sorted(artifacts) if again.get(name) != after[name]]
     if stage.reads:
         try:
-            run_stage(stage, empty, **params)
+            run_stage(stage, empty, as_name=as_name, **params)
             problems.append("it runs without its input")
         except MissingError:
             if empty.exists() and any(empty.iterdir()):
