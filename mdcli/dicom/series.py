@@ -166,7 +166,9 @@ def drop_copies(
             first[key] = instance
             kept.append(instance)
             continue
-        contents = alike.setdefault(key, {digest(first[key]): first[key]})
+        if key not in alike:
+            alike[key] = {digest(first[key]): first[key]}
+        contents = alike[key]
         original = contents.setdefault(digest(instance), instance)
         if original is instance:
             kept.append(instance)

@@ -1,0 +1,369 @@
+"""The stage `select-series`, run as `md` runs it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from mdcli.dicom.instance import Instance
+from mdcli.dicom.series import instances_from_json
+from mdcli.errors import DataError, MissingError, StorageError, UsageError
+from mdcli.execution import Controls, why_stale
+from mdcli.stages.select_series import STAGE, Params
+from mdcli.testing import ListReporter, run_stage
+from mdcli.workspace import Workspace
+from tests.dicom.test_headers import saved
+
+SR = "1.2.840.10008.5.1.4.1.1.88.11"
+
+
+def image(uid, number=1, description="CT", modality="CT", image_type=("ORIGINAL", "PRIMARY", "AXIAL"), **more):
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"{uid}.{number}"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.3", uid
+    dataset.Modality, dataset.SeriesNumber, dataset.SeriesDescription = modality, int(uid.split(".")[-1]), description
+    dataset.PatientName, dataset.PatientID = "Canary^Bird", "CANARY-1"
+    dataset.ImageType, dataset.InstanceNumber = list(image_type), number
+    dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 3 * number], [1, 0, 0, 0, 1, 0]
+    dataset.SliceThickness = 3
+    dataset.Rows, dataset.Columns, dataset.PixelRepresentation = 2, 2, 0
+    dataset.PixelData = bytes([number]) * 8
+    for keyword, value in more.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def put(path, dataset):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(saved(dataset))
+    return path
+
+
+def series(folder, uid, count=3, **more):
+    for number in range(1, count + 1):
+        put(folder / uid / f"{number}.dcm", image(uid, number, **more))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    folder = tmp_path / "dicom"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def case(tmp_path):
+    return tmp_path / "case"
+
+
+def chosen(case):
+    return instances_from_json(json.loads((case / "series.json").read_text()))
+
+
+def refused(kind, tree, case, **params):
+    with pytest.raises(kind) as error:
+        run_stage(STAGE, case, dicom=tree, **params)
+    assert not (case / "series.json").exists() and not (case / "series.root").exists()
+    return error.value
+
+
+def test_the_only_series_is_chosen_and_where_it_lies_is_noted_apart(tree, case):
+    series(tree, "1.2.3.4")
+    run_stage(STAGE, case, dicom=tree)
+    found = chosen(case)
+    assert [i.path for i in found] == ["1.2.3.4/1.dcm", "1.2.3.4/2.dcm", "1.2.3.4/3.dcm"]
+    assert Workspace(case).source_root() == tree
+    text = (case / "series.json").read_text()
+    assert str(tree) not in text and "anary" not in text and "CANARY" not in text
+    assert str(tree) not in (case / "series.record.json").read_text()
+
+
+def test_pixels_are_where_the_file_says(tree, case):
+    series(tree, "1.2.3.4")
+    run_stage(STAGE, case, dicom=tree)
+    for found in chosen(case):
+        raw = (tree / found.path).read_bytes()
+        assert raw[found.pixel_offset :][: found.pixel_length] == pydicom.dcmread(tree / found.path).PixelData
+
+
+def test_localizers_reports_and_derived_series_are_left_out_and_counted(tree, case):
+    series(tree, "1.2.3.4")
+    series(tree, "1.2.3.5", image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
+    series(tree, "1.2.3.6", image_type=("DERIVED", "SECONDARY"))
+    report = image("1.2.3.7", SOPClassUID=SR, Modality="SR")
+    for keyword in ("PixelData", "Rows", "Columns"):
+        delattr(report, keyword)
+    put(tree / "report", report)
+    reporter = ListReporter()
+    run_stage(STAGE, case, dicom=tree, reporter=reporter)
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {"1.2.3.4"}
+    (event,) = [e for e in reporter.events if e["code"] == "series-left-out"]
+    assert event["numbers"] == {"localizer": 1, "derived": 1, "not-image": 1}
+
+
+def test_a_kind_that_is_left_out_can_be_included(tree, case):
+    series(tree, "1.2.3.6", image_type=("DERIVED", "SECONDARY"))
+    error = refused(MissingError, tree, case)
+    assert (error.code, "--include derived" in error.message) == ("no-image-series", True)
+    run_stage(STAGE, case, dicom=tree, include=("derived",))
+    assert len(chosen(case)) == 3
+
+
+def test_an_unknown_kind_to_include_is_a_wrong_call(tree, case):
+    assert refused(UsageError, tree, case, include=("everything",)).code == "bad-include"
+
+
+def test_two_candidates_are_listed_with_numbers_and_a_way_to_choose(tree, case):
+    series(tree, "1.2.3.4", description="Arterial")
+    series(tree, "1.2.3.9", count=5, description="Venous\x1b[31m")
+    error = refused(DataError, tree, case)
+    assert (error.code, error.status) == ("several-series", 65)
+    lines = error.message.split("\n")
+    assert lines[1] == "  1. CT, series 4, 'Arterial', 3 images, axial, UID 1.2.3.4"
+    assert lines[2] == "  2. CT, series 9, 'Venous\\x1b[31m', 5 images, axial, UID 1.2.3.9"
+    assert "--where 'SeriesNumber = 4'" in error.hint
+    run_stage(STAGE, case, dicom=tree, where="SeriesNumber = 4")
+    assert len(chosen(case)) == 3
+
+
+@pytest.mark.parametrize(
+    "where, uid",
+    [
+        ("SliceThickness < 2", "1.2.3.5"),
+        ("Modality = MR", "1.2.3.6"),
+        ("SliceCount >= 4", "1.2.3.6"),
+        ("SeriesDescription ~ '^ven' and Modality in (CT, PT)", "1.2.3.5"),
+        ("not (SeriesDescription contains ven or Modality = MR)", "1.2.3.4"),
+        ("AcquisitionComments = second", "1.2.3.5"),
+    ],
+)
+def test_an_expression_chooses(tree, case, where, uid):
+    series(tree, "1.2.3.4", description="Arterial")
+    series(tree, "1.2.3.5", description="Venous", SliceThickness=1.5, AcquisitionComments="second")
+    series(tree, "1.2.3.6", count=4, modality="MR")
+    run_stage(STAGE, case, dicom=tree, where=where)
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {uid}
+    assert "second" not in (case / "series.json").read_text()
+
+
+def test_a_uid_chooses_even_what_is_left_out_by_default(tree, case):
+    series(tree, "1.2.3.4")
+    series(tree, "1.2.3.6", image_type=("DERIVED", "SECONDARY"))
+    run_stage(STAGE, case, dicom=tree, series="1.2.3.6")
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {"1.2.3.6"}
+
+
+def test_values_that_differ_within_a_series_are_seen(tree, case):
+    series(tree, "1.2.3.4", count=2)
+    put(tree / "1.2.3.4" / "3.dcm", image("1.2.3.4", 3, SliceThickness=9))
+    error = refused(MissingError, tree, case, where="SliceThickness <= 3")
+    assert error.code == "no-match"
+    assert "SliceThickness <= 3: found 9" in error.message
+
+
+def test_when_nothing_matches_every_series_says_why(tree, case):
+    series(tree, "1.2.3.4")
+    series(tree, "1.2.3.5", modality="MR")
+    series(tree, "1.2.3.6", image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
+    error = refused(MissingError, tree, case, where="Modality = PT and EchoTime > 3")
+    assert (error.code, error.status) == ("no-match", 66)
+    lines = error.message.split("\n")
+    assert lines[1].endswith("Modality = PT: found CT; EchoTime > 3: absent")
+    assert lines[2].endswith("Modality = PT: found MR; EchoTime > 3: absent")
+    assert "LOCALIZER" in lines[3]
+
+
+@pytest.mark.parametrize(
+    "where, code",
+    [("Modality", "bad-expression"), ("SlicThickness < 3", "unknown-keyword"), ("PatientName = x", "patient-keyword")],
+)
+def test_a_bad_expression_fails_before_any_file_is_opened(tree, case, where, code):
+    assert refused(UsageError, tree / "gone", case, where=where).code == code
+
+
+def test_an_empty_folder_and_one_of_junk_hold_no_dicom(tree, case):
+    assert refused(MissingError, tree, case).code == "no-dicom"
+    (tree / "a.dcm").write_bytes(b"hello\n")
+    (tree / "b.dcm").write_bytes(bytes(128) + b"DICM")
+    error = refused(MissingError, tree, case)
+    assert (error.code, error.status, error.numbers) == ("no-dicom", 66, {"files": 2})
+
+
+def test_images_without_pixels_are_no_image_series(tree, case):
+    bare = image("1.2.3.4")
+    del bare.PixelData
+    put(tree / "a", bare)
+    assert refused(MissingError, tree, case).code == "no-image-series"
+
+
+def test_junk_is_skipped_with_a_reason_each_and_no_name_in_the_record(tree, case):
+    series(tree, "1.2.3.4")
+    (tree / "Canary-letter.txt").write_text("hello")
+    (tree / "empty.dcm").write_bytes(b"")
+    (tree / "broken").symlink_to("nowhere")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tree / "000.dcm")
+    reporter = ListReporter()
+    run_stage(STAGE, case, dicom=tree, reporter=reporter)
+    said = {e["code"]: e["message"] for e in reporter.events}
+    assert said["not-dicom"] == "1 skipped: no DICOM file" and "empty-file" in said and "broken-link" in said
+    assert any("Canary-letter.txt" in e["message"] for e in reporter.events)
+    assert "Canary" not in (case / "series.record.json").read_text()
+    assert len(chosen(case)) == 3
+    assert not reporter.codes("warning")
+
+
+def test_a_damaged_file_of_the_chosen_series_is_an_error_and_of_another_a_warning(tree, case):
+    series(tree, "1.2.3.4")
+    whole = saved(image("1.2.3.5"))
+    (tree / "cut").write_bytes(whole[: whole.index(b"\x28\x00\x10\x00US") + 4])
+    reporter = ListReporter()
+    run_stage(STAGE, case, dicom=tree, reporter=reporter)
+    assert "damaged-header" in reporter.codes("warning")
+    shutil.rmtree(case)
+    with pytest.raises(DataError, match="damaged-header"):
+        run_stage(STAGE, case, dicom=tree, controls=Controls(strict=True))
+    whole = saved(image("1.2.3.4", 9))
+    (tree / "cut").write_bytes(whole[: whole.index(b"\x28\x00\x10\x00US") + 4])
+    error = refused(DataError, tree, case)
+    assert error.code == "damaged-instance" and "cut" in error.message
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
+def test_a_file_without_permission_is_named_and_nothing_chosen(tree, case):
+    series(tree, "1.2.3.4")
+    (tree / "1.2.3.4" / "2.dcm").chmod(0)
+    error = refused(StorageError, tree, case)
+    assert (error.code, error.status) == ("unreadable", 74)
+    assert "1.2.3.4/2.dcm" in error.message
+
+
+def test_a_file_that_cannot_be_read_is_named_and_nothing_chosen(tree, case, monkeypatch):
+    series(tree, "1.2.3.4")
+    opened = os.open
+
+    def shut(path, *rest, **more):
+        if str(path).endswith("2.dcm"):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", shut)
+    error = refused(StorageError, tree, case)
+    assert error.code == "unreadable" and "1.2.3.4/2.dcm" in error.message
+
+
+def test_exact_copies_are_dropped_with_a_note_and_different_bytes_are_kept(tree, case):
+    series(tree, "1.2.3.4")
+    shutil.copytree(tree / "1.2.3.4", tree / "copy")
+    reporter = ListReporter()
+    run_stage(STAGE, case, dicom=tree, reporter=reporter)
+    assert len(chosen(case)) == 3 and "exact-copies" in reporter.codes("info")
+    raw = (tree / "copy" / "2.dcm").read_bytes()
+    (tree / "copy" / "2.dcm").write_bytes(raw[:-1] + b"\x77")
+    run_stage(STAGE, case.with_name("other"), dicom=tree)
+    assert len(chosen(case.with_name("other"))) == 4
+
+
+def test_two_patients_under_one_series_are_refused_without_saying_who(tree, case):
+    series(tree, "1.2.3.4")
+    put(tree / "other", image("1.2.3.4", 7, PatientID="CANARY-2"))
+    error = refused(DataError, tree, case)
+    assert error.code == "several-patients" and "CANARY" not in error.message
+
+
+def test_an_image_without_pixels_stays_in_and_a_report_of_the_series_goes(tree, case):
+    series(tree, "1.2.3.4")
+    bare = image("1.2.3.4", 8)
+    del bare.PixelData
+    put(tree / "bare", bare)
+    report = image("1.2.3.4", 9, SOPClassUID=SR)
+    for keyword in ("PixelData", "Rows", "Columns"):
+        delattr(report, keyword)
+    put(tree / "report", report)
+    run_stage(STAGE, case, dicom=tree)
+    assert [i.path for i in chosen(case)] == ["bare", "1.2.3.4/1.dcm", "1.2.3.4/2.dcm", "1.2.3.4/3.dcm"]
+
+
+def test_a_zip_file_gives_the_same_series_as_its_folder(tree, case):
+    series(tree, "1.2.3.4")
+    with zipfile.ZipFile(tree.with_suffix(".zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(tree.rglob("*.dcm")):
+            archive.write(path, path.relative_to(tree).as_posix())
+    run_stage(STAGE, case, dicom=tree)
+    run_stage(STAGE, case.with_name("zipped"), dicom=tree.with_suffix(".zip"))
+    zipped = chosen(case.with_name("zipped"))
+    assert [
+        Instance(i.path[2:], i.size, i.pixel_offset, i.pixel_length, i.header_sha256, i.attributes) for i in zipped
+    ] == (chosen(case))
+    assert Workspace(case.with_name("zipped")).source_root() == tree.with_suffix(".zip")
+    assert run_stage(STAGE, case.with_name("zipped"), dicom=tree.with_suffix(".zip")).up_to_date
+
+
+def test_one_study_of_a_tree_can_be_asked_for(tree, case):
+    series(tree, "1.2.3.4")
+    series(tree, "1.2.3.5", StudyInstanceUID="1.9.9")
+    run_stage(STAGE, case, dicom=tree, study="1.9.9")
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {"1.2.3.5"}
+    assert refused(MissingError, tree, case.with_name("none"), study="1.0").code == "no-dicom"
+
+
+def test_a_source_that_is_not_there_is_an_error(tree, case):
+    assert refused(MissingError, tree / "gone", case).code == "no-source"
+
+
+def test_it_runs_again_only_when_a_header_changed(tree, case):
+    series(tree, "1.2.3.4")
+    run_stage(STAGE, case, dicom=tree)
+    assert run_stage(STAGE, case, dicom=tree).up_to_date
+    os.utime(tree / "1.2.3.4" / "1.dcm", ns=(1, 1))
+    assert why_stale(STAGE, Workspace(case), Params(dicom=tree)) == []
+    put(tree / "1.2.3.4" / "4.dcm", image("1.2.3.4", 4))
+    assert why_stale(STAGE, Workspace(case), Params(dicom=tree)) != []
+    assert not run_stage(STAGE, case, dicom=tree).up_to_date
+    assert len(chosen(case)) == 4
+
+
+def test_importing_the_stage_loads_nothing_heavy():
+    code = (
+        "import sys, mdcli.stages.select_series;"
+        "print([m for m in ('numpy', 'pydicom', 'highdicom', 'SimpleITK') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# What select-series itself has to say to the hostile cases; all others reach load-volume whole.
+HOSTILE = {
+    "06_no_pixeldata_at_all": 66,
+    "30_zero_slices": 66,
+    "33_mixed_studies": 65,
+    "60_only_junk": 66,
+    "64_unreadable": 0 if hasattr(os, "geteuid") and os.geteuid() == 0 else 74,
+}
+COUNTS = {"29_one_slice": 1, "14_missing_slice": 7, "36_two_volumes_one_series": 16, "55_bomb_frames": 1}
+
+
+@pytest.mark.slow
+def test_every_hostile_case_is_chosen_whole_or_refused(shared_folder, shared_data, tmp_path):
+    maker = shared_folder / "hostile" / "make_hostile.py"
+    base = shared_data / "01_ct_axial_rtstruct" / "dicom" / "image"
+    made = subprocess.run([sys.executable, maker, base, tmp_path / "hostile"], capture_output=True, check=False)
+    assert made.returncode == 0, made.stderr[-500:]
+    for case in sorted(p for p in (tmp_path / "hostile").iterdir() if p.is_dir()):
+        expected, status = HOSTILE.get(case.name, 0), 0
+        try:
+            run_stage(STAGE, tmp_path / "ws" / case.name, dicom=case / "in")
+        except (DataError, MissingError, StorageError) as error:
+            status = error.status
+            assert "Secret" not in str(error) and "SECRET" not in str(error)
+        assert status == expected, case.name
+        if status == 0:
+            found = chosen(tmp_path / "ws" / case.name)
+            assert len(found) == COUNTS.get(case.name, 8), case.name
+            assert "ecret" not in (tmp_path / "ws" / case.name / "series.json").read_text()
