@@ -1,6 +1,6 @@
 """Time `md infer` against MONAI's sliding window on one network, whole processes, in pairs, and compare the labels.
 
-    python scripts/bench_infer.py --peer-python VENV/bin/python [--pairs 5] [--net-maker make_net.py] [--peer monai_infer.py]
+    python scripts/bench_infer.py --peer-python VENV/bin/python [--pairs 5] [--peer monai_infer.py ...]
 
 VENV holds torch, monai and nibabel, and makes the network (a small 3-D U-Net with fixed random weights, two classes) and runs the
 peer. Prints wall and CPU seconds and peak PSS of both, their ratios, and the parity of every class: Dice, volume, and the largest
@@ -10,7 +10,6 @@ margin between the two highest scores of the reference where labels differ.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -23,10 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mdcli.imaging.nifti import read_nifti, write_nifti
+from mdcli.imaging.nifti import read_nifti
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPE = (144, 192, 192)
 WINDOW, OVERLAP = 96, 0.25
 CARD = """\
 schema: md.model/1
@@ -66,28 +64,13 @@ numpy.save(sys.argv[3], (top[0] - top[1]).numpy().transpose(2, 1, 0))
 """
 
 
-def volume() -> NDArray[np.int16]:
-    """Return a body with organs and scanner noise, HU, (k, j, i)."""
-    rng = np.random.default_rng(7)
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij")
-    out = np.full(SHAPE, -1000, np.float32)
-    out[(x / 0.8) ** 2 + (y / 0.6) ** 2 < 1] = 40
-    for cx, cy, r, hu in ((-0.4, 0, 0.25, -850), (0.4, 0, 0.25, -850), (0, 0.4, 0.1, 700), (0.3, -0.3, 0.15, 110)):
-        out[(x - cx) ** 2 + (y - cy) ** 2 + (z * 0.5) ** 2 < r * r] = hu
-    out += rng.normal(0, 15, SHAPE).astype(np.float32)
-    return np.clip(out, -1024, 3071).astype(np.int16)
-
-
-def make_workspace(folder: Path) -> None:
-    """Write a volume and its geometry, as load-volume would."""
-    folder.mkdir()
-    affine = np.diag([1.5, 1.5, 1.5, 1.0])
-    with (folder / "volume.nii").open("wb") as file:
-        write_nifti(file, volume(), affine, "HU")
-    uids = {f"{name}_instance_uid": f"2.25.{n}" for n, name in enumerate(("series", "study"), 1)}
-    facts = {"schema": "md.geometry/1", **uids, "modality": "CT", "shape": list(SHAPE), "affine_lps": affine.tolist()}
-    facts |= {"unit": "HU", "spacing_mm": [1.5, 1.5, 1.5], "orientation": "axial", "coverage_mm": 216.0, "padding": None}
-    (folder / "geometry.json").write_text(json.dumps(facts))
+def make_workspace(maker: Path, folder: Path) -> Path:
+    """Make a CT of 144 slices of 192 x 192 and load it; return the workspace."""
+    dicom, workspace = folder / "dicom", folder / "ws"
+    subprocess.run([sys.executable, str(maker), str(dicom), "--rows", "192", "--slices", "144"], check=True)
+    for stage in (["select-series", str(workspace), "--dicom", str(dicom)], ["load-volume", str(workspace)]):
+        subprocess.run([sys.executable, "-m", "mdcli", *stage], check=True, capture_output=True, cwd=ROOT)
+    return workspace
 
 
 class Peak(threading.Thread):
@@ -130,7 +113,9 @@ def parity(ours: NDArray[np.uint8], theirs: NDArray[np.uint8], margin: NDArray[n
     differ = ours != theirs
     largest = float(margin[differ].max()) if differ.any() else 0.0
     good = largest < 1e-3
-    print(f"\nvoxels that differ: {int(differ.sum())} of {differ.size}; largest margin among them {largest:.2g} (under 0.001)")
+    print(
+        f"\nvoxels that differ: {int(differ.sum())} of {differ.size}; largest margin among them {largest:.2g} (under 0.001)"
+    )
     print(f"{'class':>5} {'theirs':>10} {'ours':>10} {'dice':>10}")
     for n in range(classes):
         a, b = ours == n, theirs == n
@@ -148,21 +133,22 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--classes", type=int, default=2)
     parser.add_argument("--channels", type=int, default=8, help="of the first level of the U-Net")
+    parser.add_argument("--ct-maker", type=Path, default=shared / "make_ct.py")
     parser.add_argument("--net-maker", type=Path, default=shared / "make_net.py")
     parser.add_argument("--peer", type=Path, default=shared / "monai_infer.py")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="md-bench-") as name:
         folder = Path(name)
-        make_workspace(folder / "ws")
+        workspace = make_workspace(options.ct_maker, folder)
         made = [options.peer_python, str(options.net_maker), str(folder), str(options.classes), str(options.channels)]
         subprocess.run(made, check=True, capture_output=True)
         network = next(folder.glob("*.onnx"))
         labels = "\n".join(LABEL.format(n=n) for n in range(1, options.classes))
         card = CARD.format(network=network.name, window=WINDOW, overlap=OVERLAP, labels=labels)
         (folder / "model.yaml").write_text(card)
-        image, reference = str(folder / "ws" / "volume.nii"), str(folder / "reference.nii")
+        image, reference = str(workspace / "volume.nii"), str(folder / "reference.nii")
         script = str(network.with_suffix(".ts"))
-        ours = [sys.executable, "-m", "mdcli", "infer", str(folder / "ws"), "--model", name, "--force", "--device", "cpu"]
+        ours = [sys.executable, "-m", "mdcli", "infer", str(workspace), "--model", name, "--force", "--device", "cpu"]
         theirs = [options.peer_python, str(options.peer), script, image, reference, str(OVERLAP)]
         rows = [(measure(ours), measure(theirs)) for _ in range(options.pairs + 1)][1:]
         for title, n, unit in (("wall", 0, "s"), ("CPU", 1, "s"), ("peak PSS", 2, "MiB")):
@@ -171,7 +157,7 @@ def main() -> int:
             print(f"{title:<9} md {mine:8.2f} {unit:<4} MONAI {peer:8.2f} {unit:<4} ratio {ratio:.2f}")
         margin = folder / "margin.npy"
         subprocess.run([options.peer_python, "-c", SCORES, script, image, str(margin), str(OVERLAP)], check=True)
-        found = (read_nifti(folder / "ws" / "labels.nii").array, read_nifti(Path(reference)).array)
+        found = (read_nifti(workspace / "labels.nii").array, read_nifti(Path(reference)).array)
         good = parity(*found, np.load(margin), options.classes)
     print("parity holds" if good else "parity does not hold")
     return 0 if good else 1

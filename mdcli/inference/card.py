@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ SCHEMA = "md.model/1"
 CARD_FILE = "model.yaml"
 AS_ACQUIRED = "as-acquired"
 MAX_CARD_BYTES = 1 << 20
+MAX_CARD_ITEMS = 200_000
 MAX_LABELS = 65535
 
 # What `accepts` may ask for, and whether it is a number, or a text that equals one of the card's (ignoring case).
@@ -335,39 +337,46 @@ def _load_yaml(text: str, name: str) -> Any:
     import yaml
 
     # The loader in Python, not in C: that one overflows its stack on deep nesting.
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        _refuse_tricks(node, name, set())
-        return loader.construct_document(node) if node is not None else None
+        if node is None:
+            return None
+        _unfolded(node, name, {})
+        return loader.construct_document(node)
     except (yaml.YAMLError, ValueError) as error:
         _bad(name, f"not YAML: {' '.join(str(error).split())}")
     except RecursionError:
         _bad(name, "nested too deeply")
-    finally:
-        loader.dispose()
 
 
-def _refuse_tricks(node: Any, name: str, seen: set[int]) -> None:
-    """Refuse a key that is there twice (YAML would take the last) and an alias (few of them can unfold to billions of items)."""
+def _unfolded(node: Any, name: str, known: dict[int, int]) -> int:
+    """Return how many items a node has with its aliases unfolded.
+
+    Raises:
+        ConfigError: `bad-card` for a key that is there twice (YAML would take the last) and where aliases unfold to very many items
+            (a few lines can make billions) or to themselves.
+    """
     import yaml
 
-    if node is None:
-        return
-    if id(node) in seen:
-        _bad(name, f"line {node.start_mark.line + 1}: an alias (*name), which a card may not use")
-    seen.add(id(node))
+    line = f"line {node.start_mark.line + 1}"
+    if id(node) in known:
+        if not known[id(node)]:
+            _bad(name, f"{line}: an alias that holds itself")
+        return known[id(node)]
+    known[id(node)], inner = 0, []
     if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_tricks(item, name, seen)
+        inner = node.value
     elif isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            _bad(name, f"line {node.start_mark.line + 1}: key {twice!r} is there twice")
-        for pair in node.value:
-            for item in pair:
-                _refuse_tricks(item, name, seen)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice, count = next(iter(keys.most_common(1)), ("", 0))
+        if count > 1:
+            _bad(name, f"{line}: key {twice!r} is there twice")
+        inner = [item for pair in node.value for item in pair]
+    known[id(node)] = 1 + sum(_unfolded(item, name, known) for item in inner)
+    if known[id(node)] > MAX_CARD_ITEMS:
+        _bad(name, f"{line}: more than {MAX_CARD_ITEMS} items")
+    return known[id(node)]
 
 
 def _build(kind: type, value: Any, place: str) -> Any:
@@ -525,9 +534,9 @@ def _check(card: Card, place: str) -> None:
         )
     if len(values) > MAX_LABELS:
         _bad(f"{place}: labels", f"{len(values)} labels, over {MAX_LABELS}")
-    names = [label.name for label in card.labels]
+    names = Counter(label.name for label in card.labels)
     for label in card.labels:
-        if not label.name or names.count(label.name) > 1:
+        if not label.name or names[label.name] > 1:
             _bad(f"{place}: labels", f"name {label.name!r} is {'empty' if not label.name else 'there twice'}")
         if label.colour and not all(0 <= part <= 255 for part in label.colour):
             _bad(f"{place}: labels", f"colour {list(label.colour)} of {label.name} is not in 0 to 255")

@@ -42,10 +42,13 @@ class Session(Protocol):
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    workers: int
 
-    def run(self, batch: Floats, input_name: str, output_name: str) -> Floats:
-        """Return what the network makes of a batch (N, C, and three axes)."""
+    def run(self, batch: Floats, input_name: str, output_name: str, out: Floats) -> None:
+        """Write what the network makes of a batch (N, C, and three axes), contiguous, into `out`, contiguous.
+
+        Raises:
+            ConfigError: `network-does-not-fit` where it makes an array of another shape; `network-failed`.
+        """
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class Engine(Protocol):
         Args:
             network: its file.
             device: `cpu`, `cuda:N` or a word of the engine's own.
-            threads: cores that it may use in all.
+            threads: cores that one run may use.
 
         Raises:
             ConfigError: `bad-network`.
@@ -156,9 +159,7 @@ class OnnxRuntime:
             raise UnavailableError("no-engine", f"onnxruntime does not load: {error}", hint=hint) from error
         onnxruntime.set_default_logger_severity(4)
         options = onnxruntime.SessionOptions()
-        # On a CPU two windows at once keep the cores busy while one thread blends; a GPU works on one at a time.
-        workers = min(threads, 2) if device == "cpu" else 1
-        options.intra_op_num_threads = max(threads // workers, 1)
+        options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # Idle threads that spin take the cores from blending and from the stages beside this one in a pipe.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -181,7 +182,12 @@ class OnnxRuntime:
             # onnxruntime falls back to the CPU without a word where CUDA's libraries don't load.
             message = f"{provider} did not load; onnxruntime would run on {session.get_providers()[0]}"
             raise UnavailableError("no-device", message, hint="--device cpu, or see md doctor")
-        return OnnxSession(session, {**identity, "provider": provider}, workers, network.name, folder)
+        return OnnxSession(session, {**identity, "provider": provider}, network.name, folder)
+
+
+def misfit(message: str) -> ConfigError:
+    """Return the error for a network that is not what its card says."""
+    return ConfigError("network-does-not-fit", message, hint="the card and the network must say the same")
 
 
 def _message(error: Exception, network: Path) -> str:
@@ -195,7 +201,6 @@ class OnnxSession:
 
     session: Any
     identity: Mapping[str, str]
-    workers: int
     name: str
     profile_folder: tempfile.TemporaryDirectory[str] | None = None
     nodes: dict[str, int] = field(default_factory=dict)
@@ -204,21 +209,31 @@ class OnnxSession:
         self.inputs = tuple(_tensor(value) for value in self.session.get_inputs())
         self.outputs = tuple(_tensor(value) for value in self.session.get_outputs())
 
-    def run(self, batch: Floats, input_name: str, output_name: str) -> Floats:
-        """Return what the network makes of a batch. See `Session.run`.
-
-        Raises:
-            ConfigError: `network-failed`.
-        """
+    def run(self, batch: Floats, input_name: str, output_name: str, out: Floats) -> None:
+        """Write what the network makes of a batch into `out`. See `Session.run`."""
+        # Bound to our memory: run() by names would copy the output, and ask the system for fresh pages each time.
+        binding = self.session.io_binding()
+        binding.bind_cpu_input(input_name, batch)
+        binding.bind_output(output_name, "cpu", 0, np.float32, out.shape, out.ctypes.data)
         try:
-            (output,) = self.session.run([output_name], {input_name: batch})
+            self.session.run_with_iobinding(binding)
         except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ConfigError("network-failed", f"{self.name} failed on {batch.shape}: {text}") from error
+            raise self._explain(error, batch, input_name, output_name, out) from error
         if self.profile_folder is not None:
             self._count_nodes()
-        result: Floats = output
-        return result
+
+    def _explain(self, error: Exception, batch: Floats, input_name: str, output_name: str, out: Floats) -> ConfigError:
+        """Return why a run failed: the network makes another shape than the card says, or it does not run at all."""
+        try:
+            (output,) = self.session.run([output_name], {input_name: batch})
+        except Exception as again:
+            text = " ".join(str(again).split())[:300]
+            return ConfigError("network-failed", f"{self.name} failed on {batch.shape}: {text}")
+        if output.shape != out.shape:
+            return misfit(f"{self.name} makes {output.shape} of {batch.shape}, where the card makes it {out.shape}")
+        return ConfigError(
+            "network-failed", f"{self.name} failed on {batch.shape}: {' '.join(str(error).split())[:300]}"
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return what really runs; after the first run on a GPU also `nodes`, by provider."""

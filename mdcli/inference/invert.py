@@ -145,7 +145,19 @@ class Inverter:
         self._next = 0
         self._last: Floats | None = None
 
-    def feed(self, first: int, scores: Floats) -> Iterator[Labels]:
+    @property
+    def early(self) -> bool:
+        """Say whether the highest channel is taken on the network's grid, so that `labels` may be given instead of scores."""
+        return self._grid.same or self._output.inversion == "labels"
+
+    def labels(self, first: int, labels: Labels) -> Iterator[Labels]:
+        """Take rows of labels on the network's grid and give those on the volume's. See `scores`."""
+        if self._grid.same:
+            yield labels
+        else:
+            yield from self._nearest(first, labels)
+
+    def scores(self, first: int, scores: Floats) -> Iterator[Labels]:
         """Take rows and give all rows of labels that are complete by now.
 
         Args:
@@ -158,10 +170,8 @@ class Inverter:
         Raises:
             DataError: `overlap`.
         """
-        if self._grid.same:
-            yield highest_channel(scores, self._output)
-        elif self._output.inversion == "labels":
-            yield from self._nearest(first, highest_channel(scores, self._output))
+        if self.early:
+            yield from self.labels(first, highest_channel(scores, self._output))
         else:
             yield from self._linear(first, activate(scores, self._output))
 

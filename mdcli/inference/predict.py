@@ -5,6 +5,8 @@ Nothing is held whole but the volume's own map: slabs are prepared, run, blended
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -15,11 +17,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mdcli.errors import ConfigError, DataError
+from mdcli.errors import DataError
 from mdcli.inference.card import Card
-from mdcli.inference.engines import Session, Tensor
+from mdcli.inference.engines import Session, Tensor, misfit
 from mdcli.inference.grid import Grid, network_grid
-from mdcli.inference.invert import Inverter
+from mdcli.inference.invert import Inverter, highest_channel
 from mdcli.inference.preprocess import Preprocessor
 from mdcli.inference.windows import (
     Part,
@@ -36,6 +38,9 @@ T = TypeVar("T")
 Floats = NDArray[np.float32]
 
 _PLACES = ("N", "C", "first", "second", "third")
+_LARGE_SCORES_BYTES = 256 << 20
+# What `full` stands for where no volume is known yet.
+_FULL_AXIS = 512
 
 
 @dataclass(frozen=True)
@@ -85,23 +90,19 @@ def make_plan(card: Card, session: Session, shape: tuple[int, int, int], affine:
     return Plan(grid, Tiling(grid.shape, window, (k, j, i), weights), wanted.name, given.name, output_order)
 
 
-def _misfit(message: str) -> ConfigError:
-    return ConfigError("network-does-not-fit", message, hint="the card and the network must say the same")
-
-
 def _pick(tensors: tuple[Tensor, ...], name: str | None, what: str) -> Tensor:
     names = ", ".join(tensor.name for tensor in tensors)
     if name is None:
         if len(tensors) != 1:
-            raise _misfit(
+            raise misfit(
                 f"the network has {len(tensors)} {what}s ({names}), and the card does not say which: {what}.tensor"
             )
         return tensors[0]
     if what == "input" and len(tensors) != 1:
-        raise _misfit(f"the network has {len(tensors)} inputs ({names}), and the card gives one")
+        raise misfit(f"the network has {len(tensors)} inputs ({names}), and the card gives one")
     found = next((tensor for tensor in tensors if tensor.name == name), None)
     if found is None:
-        raise _misfit(f"the card names {what} {name!r}; the network has {names}")
+        raise misfit(f"the card names {what} {name!r}; the network has {names}")
     return found
 
 
@@ -117,15 +118,13 @@ def _size(card: Card, wanted: Tensor, place: int, voxels: int) -> int:
 
 def _check_tensor(tensor: Tensor, what: str, wanted: tuple[int, ...]) -> None:
     if tensor.dtype != "float32":
-        raise _misfit(f"the network's {what} {tensor.name} is {tensor.dtype}, not float32")
+        raise misfit(f"the network's {what} {tensor.name} is {tensor.dtype}, not float32")
     if len(tensor.shape) != 5:
-        raise _misfit(
-            f"the network's {what} {tensor.name} has {len(tensor.shape)} axes, not 5: N, C and three of space"
-        )
+        raise misfit(f"the network's {what} {tensor.name} has {len(tensor.shape)} axes, not 5: N, C and three of space")
     for place, has, wants in zip(_PLACES, tensor.shape, (1, *wanted), strict=True):
         if has is not None and has != wants:
             axis = f"{place} axis of space" if place in _PLACES[2:] else place
-            raise _misfit(f"the network's {what} {tensor.name} has {has} along its {axis}, the card makes it {wants}")
+            raise misfit(f"the network's {what} {tensor.name} has {has} along its {axis}, the card makes it {wants}")
 
 
 def _parts(card: Card, grid: Grid, axis: int, window: int) -> tuple[Part, ...]:
@@ -136,7 +135,19 @@ def _parts(card: Card, grid: Grid, axis: int, window: int) -> tuple[Part, ...]:
     return overlapping_parts(size, window, card.window.overlap, flip=flip)
 
 
-def predict(plan: Plan, card: Card, session: Session, preprocessor: Preprocessor) -> Iterator[NDArray[Any]]:
+def windows_at_once(card: Card) -> int:
+    """Return how many windows a CPU should work on side by side, each with its part of the cores.
+
+    Two keep the cores busier than one with all of them. Where the scores of a window are large, the network's own memory is too,
+    and one must do.
+    """
+    voxels = math.prod(_FULL_AXIS if isinstance(size, str) else size for size in card.window.size)
+    return 2 if voxels * card.channels * 4 <= _LARGE_SCORES_BYTES else 1
+
+
+def predict(
+    plan: Plan, card: Card, session: Session, preprocessor: Preprocessor, workers: int = 1
+) -> Iterator[NDArray[Any]]:
     """Run a network over a volume.
 
     Args:
@@ -144,6 +155,7 @@ def predict(plan: Plan, card: Card, session: Session, preprocessor: Preprocessor
         card: the same.
         session: the same.
         preprocessor: of the volume on `plan.grid`.
+        workers: how many windows are run side by side. The labels do not depend on it.
 
     Yields:
         Labels on the volume's grid, slabs (k, j, i) in the order of k, contiguous, uint8 or uint16.
@@ -153,28 +165,30 @@ def predict(plan: Plan, card: Card, session: Session, preprocessor: Preprocessor
         ConfigError: `network-does-not-fit`, `network-failed`.
     """
     tiling, inverter = plan.tiling, Inverter(plan.grid, card.output)
-    # Where only the highest channel matters, a common positive factor changes nothing.
-    normalise = not plan.grid.same and card.output.inversion == "scores"
+    # Where no two windows share a voxel, each gives its labels by itself, and its scores need not be kept.
+    alone = tiling.weights is None and inverter.early
+    run = _Run(plan, card, session, alone)
     with (
         ThreadPoolExecutor(1, "md-prepare") as prepare,
-        ThreadPoolExecutor(session.workers, "md-network") as network,
+        ThreadPoolExecutor(workers, "md-network") as network,
         ThreadPoolExecutor(1, "md-invert") as invert,
     ):
         slabs = _in_order(prepare, _slab_calls(plan, preprocessor), ahead=1)
         runs = (
-            partial(_run, plan, card, session, rows, first, window)
+            partial(run, rows, first, window)
             for (first, rows), (_, windows) in zip(slabs, tiling.rows(), strict=True)
             for window in windows
         )
-        outputs = _in_order(network, runs, ahead=session.workers)
-        finished = blend(tiling, outputs, normalise=normalise)
-        calls = (partial(_all, inverter.feed, first, scores) for first, scores in finished)
+        outputs = _in_order(network, runs, ahead=workers)
+        # Where only the highest channel matters, a common positive factor changes nothing.
+        blended = blend(tiling, outputs, normalise=not inverter.early)
+        calls = (partial(_invert, inverter, alone, first, values) for first, values in blended)
         for labels in _in_order(invert, calls, ahead=1):
             yield from labels
 
 
-def _all(feed: Callable[[int, Floats], Iterator[T]], first: int, scores: Floats) -> list[T]:
-    return list(feed(first, scores))
+def _invert(inverter: Inverter, alone: bool, first: int, values: NDArray[Any]) -> list[NDArray[Any]]:
+    return list(inverter.labels(first, values[0]) if alone else inverter.scores(first, values))
 
 
 def _in_order(pool: Executor, calls: Iterable[Callable[[], T]], *, ahead: int) -> Iterator[T]:
@@ -211,19 +225,38 @@ def _slab_calls(plan: Plan, preprocessor: Preprocessor) -> Iterator[Callable[[],
         yield partial(rows, max(part.start, 0), min(part.start + plan.tiling.window[0], plan.grid.shape[0]))
 
 
-def _run(plan: Plan, card: Card, session: Session, rows: Floats, first: int, window: Window) -> Floats:
-    size = plan.tiling.window
-    values = extract(rows, first, window, size, card.window.padding_value)
-    batch = np.ascontiguousarray(plan.grid.to_network(values))[None, None]
-    scores = session.run(batch, plan.input_name, plan.output_name)
-    wanted = (1, card.channels, *(size[axis] for axis in plan.output_order))
-    if scores.shape != wanted:
-        raise _misfit(
-            f"the network gives an array of {scores.shape} for {batch.shape}, where the card makes it {wanted}"
-        )
-    if not all(np.isfinite(channel).all() for channel in scores[0]):
-        count = int((~np.isfinite(scores)).sum())
-        place = ", ".join(f"{axis} from {part.start}" for axis, part in zip("kji", window.parts, strict=True))
-        message = f"the network gave {count} values that are not finite in the window at {place}, of {scores.size}"
-        raise DataError("nan-in-output", message, count=count, window=[part.start for part in window.parts])
-    return plan.grid.from_network(scores[0], plan.output_order)
+class _Run:
+    """Runs the network on a window, in any thread."""
+
+    def __init__(self, plan: Plan, card: Card, session: Session, alone: bool) -> None:
+        self._plan, self._card, self._session, self._alone = plan, card, session, alone
+        self._mine = threading.local()
+
+    def __call__(self, rows: Floats, first: int, window: Window) -> NDArray[Any]:
+        """Return the scores (C, k, j, i) of a window, or its labels (1, k, j, i) where it gives them by itself."""
+        plan, size = self._plan, self._plan.tiling.window
+        values = extract(rows, first, window, size, self._card.window.padding_value)
+        batch = np.ascontiguousarray(plan.grid.to_network(values))[None, None]
+        out = self._memory((1, self._card.channels, *(size[axis] for axis in plan.output_order)))
+        self._session.run(batch, plan.input_name, plan.output_name, out)
+        _refuse_not_finite(out[0], window)
+        scores = plan.grid.from_network(out[0], plan.output_order)
+        return highest_channel(scores, self._card.output)[None] if self._alone else scores
+
+    def _memory(self, shape: tuple[int, ...]) -> Floats:
+        if not self._alone:
+            return np.empty(shape, np.float32)
+        if not hasattr(self._mine, "out"):
+            self._mine.out = np.empty(shape, np.float32)
+        out: Floats = self._mine.out
+        return out
+
+
+def _refuse_not_finite(scores: Floats, window: Window) -> None:
+    if all(np.isfinite(channel).all() for channel in scores):
+        return
+    count = int((~np.isfinite(scores)).sum())
+    starts = [part.start for part in window.parts]
+    place = ", ".join(f"{axis} = {start}" for axis, start in zip("kji", starts, strict=True))
+    message = f"the network gave {count} values of {scores.size} that are not finite, in the window from {place}"
+    raise DataError("nan-in-output", message, count=count, window=starts)

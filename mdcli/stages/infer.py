@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mdcli.workspace import Workspace
 
 # With `-` one model goes over many cases: it is opened once.
-_opened: dict[tuple[str, str, str, int], Session] = {}
+_opened: dict[tuple[str, str, str, int], tuple[Session, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def run(ws: Workspace, params: Params) -> None:
             padding = _padding(geometry) if card.input.padding == "exclude" else None
             preprocessor = Preprocessor(volume.array, grid, card.input.intensity, padding)
         with ws.span("open"):
-            session = opening.result()
+            session, workers = opening.result()
     plan = make_plan(card, session, volume.array.shape, volume.affine)
     with ws.span("predict"):
-        found = _write_labels(ws, card, volume, predict(plan, card, session, preprocessor))
+        found = _write_labels(ws, card, volume, predict(plan, card, session, preprocessor, workers))
     ws.engine_facts(session.facts())
     _write_segments(ws, model, session, geometry, found, out_of_scope)
 
@@ -84,14 +84,19 @@ def _model(params: Params) -> ModelFolder:
     return find_model(params.model, model_folders())
 
 
-def _session(model: ModelFolder, params: Params, threads: int) -> Session:
+def _session(model: ModelFolder, params: Params, jobs: int) -> tuple[Session, int]:
+    """Return the network, opened, and how many windows are run side by side."""
     from mdcli.inference.engines import check_device, find_engine
+    from mdcli.inference.predict import windows_at_once
 
     device = check_device(params.device)
-    key = (model.sha256, params.engine, device, threads)
+    key = (model.sha256, params.engine, device, jobs)
     if key not in _opened:
         _opened.clear()
-        _opened[key] = find_engine(params.engine).open(model.network, device=device, threads=threads)
+        # A GPU works on one window at a time.
+        workers = min(jobs, windows_at_once(model.card)) if device == "cpu" else 1
+        session = find_engine(params.engine).open(model.network, device=device, threads=max(jobs // workers, 1))
+        _opened[key] = session, workers
     return _opened[key]
 
 
@@ -246,8 +251,6 @@ def identity(ws: Workspace, params: Params) -> dict[str, Any]:
 def preload(params: Params) -> None:
     """Load the libraries and open the model."""
     import os
-
-    import mdcli.inference.predict  # noqa: F401
 
     _session(_model(params), params, os.cpu_count() or 1)
 
