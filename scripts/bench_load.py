@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -24,16 +25,20 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def measured(command: list[str]) -> tuple[float, float]:
-    """Run a command; return its wall and CPU seconds."""
+def measured(command: list[str], outputs: Iterable[Path]) -> tuple[float, float]:
+    """Run a command, what it wrote before being gone; return its wall and CPU seconds."""
+    for path in outputs:
+        path.unlink()
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def peak_pss(command: list[str]) -> float:
-    """Run a command; return the largest sum of PSS over its process tree, MiB. Not timed: sampling costs."""
+def peak_pss(command: list[str], outputs: Iterable[Path]) -> float:
+    """Do the same; return the largest sum of PSS over its process tree, MiB. Not timed: sampling costs."""
+    for path in outputs:
+        path.unlink()
     peak, process = 0, psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         total = 0
@@ -71,17 +76,27 @@ def main() -> None:
             workspace, nifti = work / f"ws-{syntax}", work / f"dcm2niix-{syntax}"
             nifti.mkdir()
             md = [sys.executable, "-m", "mdcli"]
-            subprocess.run([*md, "select-series", str(workspace), "--dicom", str(data), "-q"], cwd=ROOT, check=True)
-            ours = [*md, "load-volume", str(workspace), "--force", "-q"]
-            peer = [args.dcm2niix, "-b", "n", "-z", "n", "-f", "out", "-w", "1", "-o", str(nifti), str(data)]
-            measured(ours)
-            measured(peer)
-            pairs = [(measured(ours), measured(peer)) for _ in range(args.repeat)]
+            subprocess.run(
+                [*md, "select-series", str(workspace), "--dicom", str(data), "-q"],
+                cwd=ROOT,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            ours = [*md, "load-volume", str(workspace), "-q"]
+            peer = [args.dcm2niix, "-b", "n", "-z", "n", "-f", "out", "-o", str(nifti), str(data)]
+            pairs = [
+                (measured(ours, workspace.glob("[vg]*")), measured(peer, nifti.iterdir()))
+                for _ in range(args.repeat + 1)
+            ][1:]
             ratio = statistics.median(a[0] / b[0] for a, b in pairs)
-            for n, (name, command) in enumerate((("md", ours), ("dcm2niix", peer))):
+            for n, (name, command, outputs) in enumerate(
+                (("md", ours, workspace.glob("[vg]*")), ("dcm2niix", peer, nifti.iterdir()))
+            ):
                 wall, cpu = (statistics.median(pair[n][m] for pair in pairs) for m in (0, 1))
                 last = f"{ratio:6.2f}" if n == 0 else f"{'':6}"
-                print(f"{syntax:8} {name:10} {wall:7.2f} {cpu:7.2f} {peak_pss(command):9.0f} {last}", flush=True)
+                print(
+                    f"{syntax:8} {name:10} {wall:7.2f} {cpu:7.2f} {peak_pss(command, outputs):9.0f} {last}", flush=True
+                )
 
 
 if __name__ == "__main__":

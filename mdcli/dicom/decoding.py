@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mdcli.dicom.codecs import SYNTAXES
 from mdcli.dicom.instance import Instance
 from mdcli.dicom.opening import SourceFiles, shown
-from mdcli.dicom.pixels import Layout, SliceRead, container, read_slice
+from mdcli.dicom.pixels import Layout, SliceRead, read_slice, room_for
 from mdcli.errors import DataError, MdError, MissingError
 
 WORKER_BYTES = 512 << 20
@@ -87,7 +87,7 @@ def read_in_workers(
         MissingError: `source-missing`.
     """
     rows, columns = layouts[0].rows, layouts[0].columns
-    stored = np.empty((len(instances), rows, columns), container(layouts))
+    stored = room_for(instances, layouts)
     memory = WORKER_BYTES + WORKER_BYTES_PER_PIXEL * rows * columns
     task = _Task(root, instances, layouts, paddings, stored.dtype.str, memory)
     reads: dict[int, SliceRead] = {}

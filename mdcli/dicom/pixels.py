@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import sys
 import zlib
 from collections import Counter
@@ -307,6 +308,17 @@ def container(found: Sequence[Layout]) -> np.dtype[Any]:
     if dtype.itemsize > 4 or dtype.kind == "f":
         raise DataError("mixed-bits", "some images have signed, others unsigned 32-bit pixels")
     return dtype
+
+
+def room_for(instances: Sequence[Instance], found: Sequence[Layout]) -> NDArray[Any]:
+    """Return an array (k, j, i) that holds the stored values of all images, not yet written.
+
+    `np.empty` would ask for huge pages, which a virtual machine may first have to get back from its host: reading 150 MiB then
+    took 0.2 s more of 0.4.
+    """
+    shape, dtype = (len(instances), found[0].rows, found[0].columns), container(found)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **private), dtype).reshape(shape)
 
 
 def read_slice(

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mdcli.dicom.codecs import SYNTAXES
 from mdcli.dicom.instance import Instance
 from mdcli.dicom.opening import SourceFiles
-from mdcli.dicom.pixels import Layout, SliceRead, container, read_slice
+from mdcli.dicom.pixels import Layout, SliceRead, read_slice, room_for
 
 
 def read_stored(
@@ -44,7 +43,7 @@ def read_stored(
         from mdcli.dicom.decoding import read_in_workers
 
         return read_in_workers(files.root, instances, layouts, paddings, jobs, done)
-    stored = np.empty((len(instances), layouts[0].rows, layouts[0].columns), container(layouts))
+    stored = room_for(instances, layouts)
     reads = []
     with ThreadPoolExecutor(max(1, jobs)) as pool:
         try:
