@@ -9,7 +9,8 @@ def test_the_model_template_is_a_card_once_a_network_lies_beside_it(tmp_path):
     from mdcli.inference.card import find_model
 
     init("model", tmp_path)
-    (tmp_path / "network.onnx").write_bytes(b"")
+    embedded = Path(__file__).parents[1] / "mdcli" / "models" / "ct-tissue" / "network.onnx"
+    (tmp_path / "network.onnx").write_bytes(embedded.read_bytes())
     assert find_model(str(tmp_path), ()).card.name == "my-model"
 
 

@@ -39,8 +39,7 @@ def purge(
             for case in cases
             for path in sorted(case.path.iterdir())
             if path.name.startswith(PART)
-            or (path.name.split("-")[0].split(".")[0] in _PIXELS
-            and not path.name.endswith(".record.json"))
+            or (path.name.split("-")[0].split(".")[0] in _PIXELS and not path.name.endswith(".record.json"))
         ]
     for path in doomed:
         print(path)
