@@ -227,12 +227,13 @@ class _Want:
     keyword: str
     vr: str
     code: int
+    single: bool
     memo: dict[bytes, Any] = field(default_factory=dict)
     """Values recur from slice to slice: what was read once is looked up."""
 
 
 def _want(keywords: Mapping[str, tuple[int, str, bool]]) -> dict[int, _Want]:
-    return {tag: _Want(keyword, vr, _code(vr)) for keyword, (tag, vr, _) in keywords.items()}
+    return {tag: _Want(keyword, vr, _code(vr), single) for keyword, (tag, vr, single) in keywords.items()}
 
 
 _WANTED = _want(KEYWORDS)
@@ -357,8 +358,8 @@ def read_instance(
         size: of an open file, bytes, where it can't be sought.
 
     Returns:
-        The instance, or why it is none. One value is itself, several are a list; a sequence, and pixel data that are no
-        integers, count as True.
+        The instance, or why it is none. One value is itself, several are a list; text of a keyword of one value is never
+        a list; a sequence, and pixel data that are no integers, count as True.
     """
     wanted = _with(tuple(extra.items())) if extra else _WANTED
     try:
@@ -684,7 +685,7 @@ def _attributes(found: _Found, wanted: Mapping[int, _Want], little: bool) -> dic
         if little and code == want.code and raw in memo:
             value = memo[raw]
         else:
-            value = _value(want.vr, code, raw, little, found)
+            value = _value(want, code, raw, little, found)
             if little and code == want.code and len(raw) <= _MEMO_BYTES and want.vr != _SIGNED_OR_NOT and raw.isascii():
                 if len(memo) >= _MEMO_ENTRIES:
                     memo.clear()
@@ -693,8 +694,9 @@ def _attributes(found: _Found, wanted: Mapping[int, _Want], little: bool) -> dic
     return attributes
 
 
-def _value(vr: str, code: int, raw: bytes, little: bool, found: _Found) -> Any:
+def _value(want: _Want, code: int, raw: bytes, little: bool, found: _Found) -> Any:
     """Return a value as Python has it: None, a number, text, True, or a tuple of them."""
+    vr = want.vr
     if vr == _SIGNED_OR_NOT:
         given = _NAME.get(code)
         representation = int.from_bytes(found.get(_PIXEL_REPRESENTATION, (0, b""))[1], "little" if little else "big")
@@ -706,7 +708,7 @@ def _value(vr: str, code: int, raw: bytes, little: bool, found: _Found) -> Any:
     if vr in _BINARY:
         return _one_or_more(_binary_numbers(raw, vr, little))
     if vr not in ("DS", "IS"):
-        return _one_or_more(_texts(raw, vr, found))
+        return _one_or_more(_texts(raw, vr, want.single, found))
     text = raw.strip(b" \0")
     number = _decimal if vr == "DS" else _integer
     return _one_or_more([number(part.strip(b" \0")) for part in text.split(b"\\")] if text else [])
@@ -714,7 +716,7 @@ def _value(vr: str, code: int, raw: bytes, little: bool, found: _Found) -> Any:
 
 def _believed(vr: str, given: str) -> str:
     """Return the VR to read by: the dictionary's, unless the file's own is of another nature (PS3.6; wrong VRs are common)."""
-    if given in _BINARY:
+    if given in _BINARY and (vr in _BINARY or vr in ("DS", "IS")):
         same = vr in _BINARY and _BINARY[vr].lower() == _BINARY[given].lower()
         return vr if same else given
     if given in _TEXT and vr in _BINARY:
@@ -756,10 +758,11 @@ def _integer(text: bytes) -> int | str | None:
     )
 
 
-def _texts(raw: bytes, vr: str, found: _Found) -> list[str]:
+def _texts(raw: bytes, vr: str, single: bool, found: _Found) -> list[str]:
     plain = vr not in _CHARSET_TEXT or (raw.isascii() and b"\x1b" not in raw)
     text = (raw.decode("latin-1") if plain else _decoded(raw, found)).strip(" \0")
-    if vr in _WHOLE_TEXT:
+    # Text of one value stays one, whatever is in it: a UID is always a str.
+    if single or vr in _WHOLE_TEXT:
         return [text] if text else []
     return [part.strip(" \0") for part in text.split("\\")] if text else []
 

@@ -48,6 +48,8 @@ def by_pydicom(dataset, keyword):
     nothing = None if element.VR in ("DS", "IS") or not several else ""
     values = element.value if isinstance(element.value, (MultiValue, list)) else [element.value]
     plain = [plain_value(v, nothing) for v in values]
+    if several and KEYWORDS[keyword][2] and all(isinstance(v, str) for v in plain):
+        return "\\".join(map(str, values)).strip(" \0") or None
     return plain if several else plain[0] if plain else None
 
 
@@ -250,6 +252,19 @@ def test_wrong_value_representations_are_read_by_tag():
     )
     found = read_instance(data, "a")
     assert (found.get("ImagePositionPatient"), found.get("Rows")) == ([-1.5, 0.0, 22.5], 2)
+
+
+@pytest.mark.parametrize(
+    "vr, raw, expected",
+    [(b"UI", b"1.2\\3.4\0", "1.2\\3.4"), (b"US", b"1\x002\x00", "1\x002"), (b"FD", b"12345678", "12345678")],
+)
+def test_a_uid_is_one_text_whatever_the_file_makes_of_it(vr, raw, expected):
+    data = saved(small_ct())
+    at = data.index(b"\x20\x00\x0e\x00UI")
+    element = struct.pack("<HH2sH", 0x20, 0x0E, vr, len(raw)) + raw
+    found = read_instance(data[:at] + element + data[at + 16 :], "a")
+    assert found.get("SeriesInstanceUID") == expected
+    assert found.pixel_length == 12
 
 
 def test_unsigned_rows_beyond_32767_stay_positive_under_a_signed_vr():
