@@ -146,10 +146,11 @@ def _plain(violation: Violation) -> dict[str, Any]:
 
 def _facts(ws: Workspace, geometry: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of the volume, by the names that `accepts` uses."""
-    series = ws.read_json("series").get("series", {}) if ws.has("series") else {}
+    document = ws.read_json("series") if ws.has("series") else {}
+    found = {**document.get("common", {}), **document.get("series", {})}
     # series.json may belong to another volume of this workspace.
-    mine = series.get("series_instance_uid") == geometry["series_instance_uid"]
-    return {**(series if mine else {}), **geometry, "slice_count": geometry["shape"][0]}
+    mine = found.get("series_instance_uid") == geometry["series_instance_uid"]
+    return {**(found if mine else {}), **geometry, "slice_count": geometry["shape"][0]}
 
 
 def _padding(geometry: Mapping[str, Any]) -> list[tuple[float, float] | None] | None:
