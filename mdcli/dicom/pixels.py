@@ -486,8 +486,13 @@ def modality_type(stored: NDArray[Any], reads: Sequence[SliceRead], rescale: Res
         stored: (k, j, i), stored values.
         reads: what reading each slice found, in the order of k.
         rescale: slopes and intercepts. The value is slope x stored + intercept in float64.
+
+    Raises:
+        DataError: `bad-rescale` where a value is beyond float64.
     """
     pairs = list(zip(rescale.slopes, rescale.intercepts, strict=True))
+    if not all(math.isfinite(a * v + b) for (a, b), r in zip(pairs, reads, strict=True) for v in (r.low, r.high)):
+        raise DataError("bad-rescale", "RescaleSlope and RescaleIntercept lead beyond what float64 holds")
     if all(a.is_integer() and b.is_integer() for a, b in pairs):
         ends = [int(a) * v + int(b) for (a, b), read in zip(pairs, reads, strict=True) for v in (read.low, read.high)]
         for name in _INTEGERS:

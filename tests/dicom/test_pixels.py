@@ -282,6 +282,11 @@ def test_every_value_is_the_product_in_float64(stored, slopes, intercepts):
     assert found[:, 0].astype(float).tolist() == expected
 
 
+def test_values_beyond_float64_are_refused():
+    with pytest.raises(DataError, match="bad-rescale"):
+        modality(np.array([[[1, 65535]]], "u2"), [1e305], [0])
+
+
 def test_unsigned_values_above_32767_do_not_wrap_on_the_way():
     found = modality(np.array([[[40000, 65535]]], "u2"), [1], [-32768])
     assert (found.dtype, found.ravel().tolist()) == (np.dtype("<i2"), [7232, 32767])
