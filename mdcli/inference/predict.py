@@ -218,7 +218,8 @@ def _slab_calls(plan: Plan, preprocessor: Preprocessor) -> Iterator[Callable[[],
             before, values = kept.pop()
             done = before + len(values)
             found = np.concatenate([values[start - before :], preprocessor.rows(done, stop)])
-        kept[:] = [(start, found)]
+        if not plan.grid.same:
+            kept[:] = [(start, found)]
         return start, found
 
     for part, _ in plan.tiling.rows():
