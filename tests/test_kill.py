@@ -1,5 +1,7 @@
 """kill -9 at any moment: the next run resumes to the same bytes."""
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -13,14 +15,19 @@ from tests.chain import canary_study, md_environment, run_chain
 
 ARTIFACTS = ("series.json", "volume.nii", "geometry.json", "labels.nii", "segments.json", "seg.dcm")
 EPOCH = "1767225600"
-# One process runs the whole chain, so that 200 moments take a minute and not ten; it says when it starts the work.
-WORKER = """
-import sys
+# One process imports everything once and forks a child for each run of the chain: 200 moments in minutes.
+FORKS = """
+import os, sys
 from pathlib import Path
-import highdicom, onnxruntime, pydicom
+import highdicom, nibabel, onnxruntime, pydicom
 from tests.chain import run_chain
-print("go", flush=True)
-run_chain(Path(sys.argv[1]), Path(sys.argv[2]))
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        run_chain(Path(line.rstrip()), Path(sys.argv[1]))
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -33,30 +40,43 @@ def study(tmp_path_factory):
     return canary_study(tmp_path_factory.mktemp("study"))
 
 
-def start(workspace, study):
-    command = [sys.executable, "-c", WORKER, str(workspace), str(study)]
-    child = subprocess.Popen(command, env=md_environment(SOURCE_DATE_EPOCH=EPOCH), stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "go\n"
-    return child
+@pytest.fixture(scope="module")
+def forks(study):
+    command = [sys.executable, "-c", FORKS, str(study)]
+    environment = md_environment(SOURCE_DATE_EPOCH=EPOCH)
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+def run_for(forks, workspace, seconds=None):
+    """Run the chain in a child, killed after some seconds; return its exit status and how long it lived."""
+    forks.stdin.write(f"{workspace}\n")
+    forks.stdin.flush()
+    child, started = int(forks.stdout.readline()), time.perf_counter()
+    if seconds is not None:
+        time.sleep(seconds)
+        # The child is not waited for before its line is read, unless it has ended by itself: then the number is gone.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    return int(forks.stdout.readline()), time.perf_counter() - started
 
 
 @pytest.mark.slow
-def test_after_kill_9_at_200_random_moments_the_chain_resumes_to_the_same_bytes(study, tmp_path, monkeypatch):
+def test_after_kill_9_at_200_random_moments_the_chain_resumes_to_the_same_bytes(study, forks, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", EPOCH)
     run_chain(tmp_path / "whole", study)
     expected = hashes(tmp_path / "whole")
     assert len(expected) == len(ARTIFACTS)
-    child = start(tmp_path / "timed", study)
-    begun = time.perf_counter()
-    assert child.wait() == 0
-    span = time.perf_counter() - begun
+    status, span = run_for(forks, tmp_path / "timed")
+    assert status == 0
     moments = random.Random(20261120)
     killed, workspace = 0, tmp_path / "killed"
     for _ in range(200):
-        child = start(workspace, study)
-        time.sleep(moments.uniform(0, span))
-        child.send_signal(signal.SIGKILL)
-        killed += child.wait() == -signal.SIGKILL
+        status, _ = run_for(forks, workspace, moments.uniform(0, span))
+        killed += status == -signal.SIGKILL
         # Whatever is in place under its own name is whole.
         for name, digest in hashes(workspace).items():
             assert digest == expected[name], name
