@@ -59,8 +59,9 @@ def contract_problems(
 ) -> list[str]:
     """Return in words which promises of every stage this one breaks; nothing where it keeps them all.
 
-    It is run in copies of a workspace that is prepared up to its inputs: what it writes is declared and has records, a second run
-    does nothing, two runs give the same bytes, a missing input is refused with status 66 and nothing written, a dry run does nothing.
+    It is run in copies of a workspace that is prepared up to its inputs: what it writes is declared and has records, a second
+    run does nothing, two runs give the same bytes, a missing input is refused with status 66 and nothing written, a dry run
+    does nothing.
 
     Args:
         stage: the declared stage.

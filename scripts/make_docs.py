@@ -1,4 +1,6 @@
-"""Write docs/stages.md from the declarations of the stages and docs/errors.md from the errors in the code. usage: make_docs.py [--check]
+"""Write docs/stages.md from the declarations of the stages, docs/errors.md from the errors in the code.
+
+usage: make_docs.py [--check]
 
 With --check nothing is written; the exit status is 1 where a page is not as it would be written.
 """
@@ -115,7 +117,7 @@ def errors_page() -> str:
     ]
     head = (
         f"# Errors\n\n{MADE}\nEvery error has a fixed code, one sentence with the value found (`...` here), and an exit status. "
-        "Scripts match the code; the sentence may change. What the statuses mean stands in [the page on workspaces](workspace.md).\n\n"
+        "Scripts match the code; the sentence may change. What the statuses mean: [workspaces](workspace.md).\n\n"
         "| code | status | sentence |\n| --- | --- | --- |\n"
     )
     return head + "\n".join(rows) + "\n"

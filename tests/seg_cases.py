@@ -191,6 +191,45 @@ def real_case(folder: Path) -> Case:
     return Case(folder, order, affine, shape, geometry, segments_document(), labels)
 
 
+def _whole_geometry(geometry: dict) -> dict:
+    """Return the document with all that its schema wants beside what a writer reads."""
+    spacing = np.linalg.norm(np.array(geometry["affine_lps"])[:3, :3], axis=0).tolist()
+    rest = {
+        "series_instance_uid": "1.2.3",
+        "study_instance_uid": None,
+        "frame_of_reference_uid": None,
+        "sop_class_uid": None,
+        "modality": None,
+        "patient_position": None,
+        "unit": None,
+        "rescale_type": None,
+        "spacing_mm": spacing,
+        "orientation": "oblique",
+        "obliquity_deg": 0.0,
+        "direction_orthonormal": [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+        "coverage_mm": spacing[2] * geometry["shape"][0],
+        "regularity": {
+            "step_mm": spacing[2],
+            "smallest_step_mm": None,
+            "largest_step_mm": None,
+            "off_grid_mm": 0.0,
+            "off_grid_allowed_mm": None,
+        },
+        "tilt": {"degrees": 0.0, "shift_mm": 0.0, "gantry_detector_tilt_deg": None, "sheared": False},
+        "tolerances": {},
+        "dimension": None,
+        "photometric_interpretation": "MONOCHROME2",
+        "transfer_syntaxes": ["1.2.840.10008.1.2.1"],
+        "lossy": None,
+        "padding": None,
+        "made": [],
+        "dropped": [],
+        "completeness": {"status": "unknown", "expected": None, "found": 1, "instance_numbers": None, "holes": []},
+    }
+    more = {"instance_number": None, "rescale_slope": 1.0, "rescale_intercept": 0.0}
+    return rest | geometry | {"slices": [more | entry for entry in geometry["slices"]]}
+
+
 def make_workspace(
     case: Case, folder: Path, labels: np.ndarray | None = None, affine: np.ndarray | None = None
 ) -> Path:
@@ -198,10 +237,12 @@ def make_workspace(
     from mdcli.imaging.nifti import write_nifti
 
     folder.mkdir()
-    (folder / "geometry.json").write_text(json.dumps(case.geometry))
+    (folder / "geometry.json").write_text(json.dumps(_whole_geometry(case.geometry)))
     (folder / "segments.json").write_text(json.dumps(case.segments))
-    instances = [{"path": path, "size": size} for path, size in case.files]
-    series = {"schema": "md.series/1", "instances": instances}
+    rest = {"pixel_offset": None, "pixel_length": None, "header_sha256": "0" * 64, "attributes": {}}
+    instances = [{"path": path, "size": size, **rest} for path, size in case.files]
+    facts = {"series_instance_uid": "1.2.3", "instance_count": len(instances)}
+    series = {"schema": "md.series/1", "series": facts, "common": {}, "instances": instances}
     (folder / "series.json").write_text(json.dumps(series))
     (folder / "series.root").write_text(f"{case.root}\n")
     with (folder / "labels.nii").open("wb") as file:

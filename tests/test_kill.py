@@ -24,7 +24,7 @@ from tests.chain import run_chain
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        run_chain(Path(line.rstrip()), Path(sys.argv[1]))
+        run_chain(Path(line.rstrip()), Path(sys.argv[1]), "ct-tissue")
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -67,7 +67,7 @@ def run_for(forks, workspace, seconds=None):
 @pytest.mark.slow
 def test_after_kill_9_at_200_random_moments_the_chain_resumes_to_the_same_bytes(study, forks, tmp_path, monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", EPOCH)
-    run_chain(tmp_path / "whole", study)
+    run_chain(tmp_path / "whole", study, "ct-tissue")
     expected = hashes(tmp_path / "whole")
     assert len(expected) == len(ARTIFACTS)
     status, span = run_for(forks, tmp_path / "timed")
@@ -81,11 +81,11 @@ def test_after_kill_9_at_200_random_moments_the_chain_resumes_to_the_same_bytes(
         for name, digest in hashes(workspace).items():
             assert digest == expected[name], name
         if set(hashes(workspace)) == set(ARTIFACTS):
-            run_chain(workspace, study)
+            run_chain(workspace, study, "ct-tissue")
             assert hashes(workspace) == expected
             for path in workspace.iterdir():
                 if not path.name.startswith(PART):
                     path.unlink()
     assert killed > 100
-    run_chain(workspace, study)
+    run_chain(workspace, study, "ct-tissue")
     assert hashes(workspace) == expected

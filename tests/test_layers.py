@@ -92,7 +92,7 @@ def test_importing_a_stage_or_command_loads_nothing_heavy(module):
 def test_help_loads_nothing_heavy():
     script = (
         "import sys\nfrom mdcli.cli.main import run\nrun(['--help'])\n"
-        f"print([m for m in {HEAVY + ('rich', 'mdcli.stages.infer')!r} if m in sys.modules], file=sys.stderr)"
+        f"print([m for m in {(*HEAVY, 'rich', 'mdcli.stages.infer')!r} if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"

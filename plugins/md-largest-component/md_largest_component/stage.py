@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from mdcli.stage import Stage
 
 if TYPE_CHECKING:
-    from mdcli.workspace import Workspace
     from numpy.typing import NDArray
+
+    from mdcli.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ def run(ws: Workspace, params: Params) -> None:
         "touches_last_slice": bool(mask[-1].any()),
     }
     ws.write_volume("labels", mask, volume.affine)
-    ws.write_json("segments", {"schema": "md.segments/1", "segments": [segment], "task": "segmentation", "result": "processed"})
+    ws.write_json(
+        "segments", {"schema": "md.segments/1", "segments": [segment], "task": "segmentation", "result": "processed"}
+    )
 
 
 STAGE = Stage("threshold", Params, run, reads=("volume",), writes=("labels", "segments"), version=1)
