@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -67,9 +70,24 @@ class Plugin:
             raise ConfigError("broken-plugin", message, hint=hint) from error
 
 
+def _any_plugin() -> bool:
+    """Say whether any distribution on the path names one of our groups: importing `importlib.metadata` takes 20 ms, this one."""
+    for folder in dict.fromkeys(sys.path):
+        with suppress(OSError), os.scandir(folder or ".") as entries:
+            for entry in entries:
+                if not entry.name.endswith((".dist-info", ".egg-info")):
+                    continue
+                with suppress(OSError), Path(entry.path, "entry_points.txt").open("rb") as file:
+                    if b"[mdcli." in file.read():
+                        return True
+    return False
+
+
 @cache
 def plugins() -> tuple[Plugin, ...]:
     """Return all plugins that are installed, sorted by group and word. Imports none of them."""
+    if not _any_plugin():
+        return ()
     from importlib.metadata import entry_points
 
     found = []

@@ -117,19 +117,23 @@ def ct_tissue() -> onnx.ModelProto:
     Line c has slope c and crosses line c - 1 at the edge between them, so the highest line at a value is its band's. Weights and
     edges are exact in binary and whole HU in give sums that float32 holds, so every engine gives the same scores.
     """
-    binomial = np.array([1.0, 2.0, 1.0]) / 4
-    smoothing = np.einsum("k,j,i->kji", binomial, binomial, binomial)
+    binomial = np.array([1.0, 2.0, 1.0], np.float32) / 4
     slopes = np.arange(len(TISSUE_EDGES_HU) + 1)
     weights: dict[str, NDArray[np.generic]] = {
         # The border voxel is repeated, so that the edge of the image is not smoothed with something that was not measured.
         "border": np.array([0, 0, 1, 1, 1, 0, 0, 1, 1, 1], np.int64),
-        "smoothing": smoothing[None, None].astype(np.float32),
+        # The 3x3x3 smoothing is the product of one along each axis, which takes two thirds of the time.
+        "along_z": binomial.reshape(1, 1, 3, 1, 1),
+        "along_y": binomial.reshape(1, 1, 1, 3, 1),
+        "along_x": binomial.reshape(1, 1, 1, 1, 3),
         "slopes": slopes.reshape(-1, 1, 1, 1, 1).astype(np.float32),
         "offsets": -np.concatenate([[0], np.cumsum(TISSUE_EDGES_HU)]).astype(np.float32),
     }
     nodes = [
         helper.make_node("Pad", ["image", "border"], ["padded"], mode="edge"),
-        helper.make_node("Conv", ["padded", "smoothing"], ["smooth"]),
+        helper.make_node("Conv", ["padded", "along_z"], ["smooth_z"]),
+        helper.make_node("Conv", ["smooth_z", "along_y"], ["smooth_zy"]),
+        helper.make_node("Conv", ["smooth_zy", "along_x"], ["smooth"]),
         helper.make_node("Conv", ["smooth", "slopes", "offsets"], ["scores"]),
     ]
     return _model("ct-tissue", nodes, weights, len(slopes), "zyx")

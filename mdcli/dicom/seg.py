@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -598,6 +600,31 @@ def preload() -> None:
 # Reading back
 
 
+@dataclass(frozen=True)
+class _Ends:
+    """What a mask (j, i) says about where its voxels lie, as indices: enough for count, centroid and extreme coordinates.
+
+    Attributes:
+        index_sum: sums of i, j and 1 over the voxels.
+        index_ends: (3, n), i, j and 1 of the first and the last voxel of every row: an affine coordinate is extreme at one of them.
+    """
+
+    index_sum: NDArray[np.float64]
+    index_ends: NDArray[np.int_]
+
+
+def _ends(mask: NDArray[np.bool_]) -> _Ends | None:
+    """Return where the voxels of a mask (j, i) lie; None where it has none."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if not rows.size:
+        return None
+    part = mask[rows]
+    counts, columns = part.sum(axis=1), part.sum(axis=0)
+    index_sum = np.array([columns @ np.arange(mask.shape[1]), counts @ rows, counts.sum()], np.float64)
+    ends = np.concatenate([part.argmax(axis=1), mask.shape[1] - 1 - part[:, ::-1].argmax(axis=1)])
+    return _Ends(index_sum, np.stack([ends, np.tile(rows, 2), np.ones(2 * rows.size, np.int_)]))
+
+
 @dataclass
 class _Extent:
     """Count, sum and extreme coordinates of voxel centres in mm, gathered plane by plane."""
@@ -607,21 +634,11 @@ class _Extent:
     low: NDArray[np.float64] | None = None
     high: NDArray[np.float64] | None = None
 
-    def add(self, mask: NDArray[np.bool_], plane: NDArray[np.float64]) -> None:
-        """Add the voxels of a mask (j, i) on a plane (3x3, (i, j, 1) to mm)."""
-        rows = np.flatnonzero(mask.any(axis=1))
-        if not rows.size:
-            return
-        part = mask[rows]
-        counts = part.sum(axis=1)
-        voxels = int(counts.sum())
-        columns = part.sum(axis=0)
-        index_sum = np.array([columns @ np.arange(mask.shape[1]), counts @ rows, voxels], np.float64)
-        # In a row, an affine coordinate is extreme at the first or at the last voxel.
-        ends = np.concatenate([part.argmax(axis=1), mask.shape[1] - 1 - part[:, ::-1].argmax(axis=1)])
-        points = plane @ np.stack([ends, np.tile(rows, 2), np.ones(2 * rows.size)])
-        low, high, total = points.min(axis=1), points.max(axis=1), plane @ index_sum
-        self.voxels += voxels
+    def add(self, ends: _Ends, plane: NDArray[np.float64]) -> None:
+        """Add the voxels of a mask on a plane (3x3, (i, j, 1) to mm)."""
+        points = plane @ ends.index_ends
+        low, high, total = points.min(axis=1), points.max(axis=1), plane @ ends.index_sum
+        self.voxels += int(ends.index_sum[2])
         self.total = total if self.total is None else self.total + total
         self.low = low if self.low is None else np.minimum(self.low, low)
         self.high = high if self.high is None else np.maximum(self.high, high)
@@ -675,7 +692,7 @@ def read_back(
         raise _failed(f"it has {dataset.NumberOfFrames} frames and pixels for {packed.size * 8 // (rows * columns)}")
     corners = np.array([[i, j, 1.0] for i in (0, columns - 1) for j in (0, rows - 1)])
     deviation = check_planes(affine, labels.shape, slices)
-    in_file = {number: _Extent() for number in known}
+    frames: list[tuple[int, int, Described, NDArray[np.float64]]] = []
     for n, group in enumerate(groups):
         # A file with one segment says so once, for all frames.
         identification = (group if "SegmentIdentificationSequence" in group else shared).SegmentIdentificationSequence
@@ -690,23 +707,30 @@ def read_back(
         turned = float(np.linalg.norm((plane - slices[k].plane()) @ corners.T, axis=0).max())
         if off > SAME_GRID_MM or turned > SAME_GRID_MM + deviation:
             raise _failed(f"frame {n + 1} lies {max(off, turned):.4f} mm from the image it refers to")
+        frames.append((n, k, segment, plane))
+
+    def voxels_of(frame: tuple[int, int, Described, NDArray[np.float64]]) -> _Ends | None:
+        n, k, segment, _ = frame
         mask = _frame(packed, n, rows, columns)
         if not np.array_equal(mask, labels[k] == segment.value):
             raise _failed(f"frame {n + 1} differs from slice {k + 1} of label value {segment.value}")
-        in_file[segment.number].add(mask, plane)
-    in_labels = {number: _Extent() for number in known}
-    for k, labelled in enumerate(labels):
-        if not labelled.any():
-            continue
-        plane = np.column_stack([affine[:3, 0], affine[:3, 1], affine[:3, 3] + k * affine[:3, 2]])
-        for number, segment in known.items():
-            in_labels[number].add(labelled == segment.value, plane)
+        return _ends(mask)
+
+    in_file, in_labels = ({number: _Extent() for number in known} for _ in range(2))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (_, k, segment, plane), ends in zip(frames, pool.map(voxels_of, frames), strict=True):
+            if ends is None:
+                continue
+            # The two masks are equal, so that one look at where the voxels lie serves both; the planes are each their own.
+            in_file[segment.number].add(ends, plane)
+            wanted = np.column_stack([affine[:3, 0], affine[:3, 1], affine[:3, 3] + k * affine[:3, 2]])
+            in_labels[segment.number].add(ends, wanted)
+    counts = count_labels(labels)
     for number, segment in known.items():
         found, expected = in_file[number], in_labels[number]
-        if found.voxels != expected.voxels or not found.voxels:
-            raise _failed(
-                f"label value {segment.value} has {found.voxels} voxels in it, {expected.voxels} in the labels"
-            )
+        voxels = counts.get(segment.value, 0)
+        if found.voxels != voxels or not voxels:
+            raise _failed(f"label value {segment.value} has {found.voxels} voxels in it, {voxels} in the labels")
         off = float(np.abs(found.points() - expected.points()).max())
         if off > SAME_GRID_MM + deviation:
             raise _failed(f"label value {segment.value} lies {off:.4f} mm from where the labels have it")

@@ -211,6 +211,16 @@ def sources(ws: Workspace, params: Params) -> Sources:
     return Sources(root, tuple(sorted({split_path(path)[0] for path in paths})), digest)
 
 
+def preload(params: Params) -> None:
+    """Import what every case needs."""
+    import mdcli.dicom.geometry
+    import mdcli.dicom.opening
+    import mdcli.dicom.reading
+    import mdcli.imaging.nifti
+
+    assert mdcli.dicom.reading
+
+
 STAGE = Stage(
     "load-volume",
     Params,
@@ -219,4 +229,5 @@ STAGE = Stage(
     writes=("volume", "geometry"),
     version=1,
     sources=sources,
+    preload=preload,
 )
