@@ -10,16 +10,14 @@ margin between the two highest scores of the reference where labels differ.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
+from measuring import measure
 from numpy.typing import NDArray
 
 from mdcli.imaging.nifti import read_nifti
@@ -73,41 +71,6 @@ def make_workspace(maker: Path, folder: Path) -> Path:
     return workspace
 
 
-class Peak(threading.Thread):
-    """Samples the sum of PSS over a process and its children, MiB."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.pid, self.mib, self.over = pid, 0.0, threading.Event()
-
-    def run(self) -> None:
-        import psutil
-
-        while not self.over.wait(0.05):
-            total = 0
-            try:
-                processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-                total = sum(process.memory_full_info().pss for process in processes)
-            except psutil.Error:
-                continue
-            self.mib = max(self.mib, total / 2**20)
-
-
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """Return (wall seconds, CPU seconds, peak PSS in MiB) of a command."""
-    before, start = os.times(), time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT)
-    peak = Peak(process.pid)
-    peak.start()
-    output = process.communicate()[0]
-    wall, after = time.perf_counter() - start, os.times()
-    peak.over.set()
-    if process.returncode:
-        sys.exit(f"{command} failed:\n{output.decode(errors='replace')}")
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return wall, cpu, peak.mib
-
-
 def parity(ours: NDArray[np.uint8], theirs: NDArray[np.uint8], margin: NDArray[np.float32], classes: int) -> bool:
     """Print the parity of every class; say whether it is as it must be."""
     differ = ours != theirs
@@ -150,7 +113,7 @@ def main() -> int:
         script = str(network.with_suffix(".ts"))
         ours = [sys.executable, "-m", "mdcli", "infer", str(workspace), "--model", name, "--force", "--device", "cpu"]
         theirs = [options.peer_python, str(options.peer), script, image, reference, str(OVERLAP)]
-        rows = [(measure(ours), measure(theirs)) for _ in range(options.pairs + 1)][1:]
+        rows = [(measure(ours, ROOT), measure(theirs, ROOT)) for _ in range(options.pairs + 1)][1:]
         for title, n, unit in (("wall", 0, "s"), ("CPU", 1, "s"), ("peak PSS", 2, "MiB")):
             mine, peer = (statistics.median(row[side][n] for row in rows) for side in (0, 1))
             ratio = statistics.median(row[1][n] / row[0][n] for row in rows)

@@ -10,46 +10,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import psutil
+from measuring import Measured, measure
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def measured(command: list[str], outputs: Iterable[Path]) -> tuple[float, float]:
-    """Run a command, what it wrote before being gone; return its wall and CPU seconds."""
+def measured(command: list[str], outputs: Iterable[Path], *, memory: bool = False) -> Measured:
+    """Run a command, what it wrote before being gone, and measure it: time without memory, or memory."""
     for path in outputs:
         path.unlink()
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def peak_pss(command: list[str], outputs: Iterable[Path]) -> float:
-    """Do the same; return the largest sum of PSS over its process tree, MiB. Not timed: sampling costs."""
-    for path in outputs:
-        path.unlink()
-    peak, process = 0, psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        total = 0
-        for member in [process, *process.children(recursive=True)]:
-            try:
-                total += member.memory_full_info().pss
-            except psutil.Error:
-                continue
-        peak = max(peak, total)
-        time.sleep(0.005)
-    return peak / 2**20
+    return measure(command, ROOT, 0.005 if memory else None)
 
 
 def main() -> None:
@@ -94,9 +72,8 @@ def main() -> None:
             ):
                 wall, cpu = (statistics.median(pair[n][m] for pair in pairs) for m in (0, 1))
                 last = f"{ratio:6.2f}" if n == 0 else f"{'':6}"
-                print(
-                    f"{syntax:8} {name:10} {wall:7.2f} {cpu:7.2f} {peak_pss(command, outputs):9.0f} {last}", flush=True
-                )
+                peak = measured(command, outputs, memory=True).peak_mib
+                print(f"{syntax:8} {name:10} {wall:7.2f} {cpu:7.2f} {peak:9.0f} {last}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 MD = """
@@ -51,44 +52,36 @@ print(time.perf_counter() - start)
 
 
 def make(folder: Path, shared: Path, slices: int, classes: int) -> None:
-    """Make the CT, the labels and the workspace."""
+    """Make the CT, the labels and the workspace, by md's own stages and one that gives the labels."""
     import numpy as np
-    import pydicom
 
-    from mdcli.imaging.nifti import write_nifti
+    from mdcli.registry import load_stage
+    from mdcli.stage import Stage
+    from mdcli.testing import run_stage
+    from mdcli.workspace import Workspace
 
     maker = [sys.executable, str(shared / "bench" / "make_ct.py"), str(folder / "dicom"), "--slices", str(slices)]
     subprocess.run(maker, check=True)
     labeller = [sys.executable, str(shared / "bench" / "make_labels.py"), str(folder / "labels.npz")]
     subprocess.run([*labeller, "--classes", str(classes), "--slices", str(slices)], check=True)
     with np.load(folder / "labels.npz") as made:
-        labels, affine = made["labels"], made["affine"]
+        labels = made["labels"]
     np.save(folder / "labels.npy", labels)
-    headers = {p.name: pydicom.dcmread(p, stop_before_pixels=True) for p in (folder / "dicom").iterdir()}
-    order = sorted(headers, key=lambda name: headers[name].ImagePositionPatient[2])
-    ws = folder / "ws"
-    ws.mkdir()
-    with (ws / "labels.nii").open("wb") as file:
-        write_nifti(file, labels, affine)
     code = {"value": "91723000", "scheme": "SCT", "meaning": "Anatomical Structure"}
     segments = [{"value": v, "name": f"s{v}", "category": code, "type": code} for v in range(1, classes + 1)]
-    entries = [
-        {
-            "k": k,
-            "path": n,
-            "sop_instance_uid": headers[n].SOPInstanceUID,
-            "position_mm": [*headers[n].ImagePositionPatient],
-        }
-        for k, n in enumerate(order)
-    ]
-    documents = {
-        "segments": {"segments": segments, "model": {"name": "bench", "version": "1"}, "empty": "valid"},
-        "geometry": {"shape": list(labels.shape), "affine_lps": affine.tolist(), "slices": entries},
-        "series": {"instances": [{"path": n, "size": (folder / "dicom" / n).stat().st_size} for n in order]},
-    }
-    for kind, document in documents.items():
-        (ws / f"{kind}.json").write_text(json.dumps({"schema": f"md.{kind}/1", **document}))
-    (ws / "series.root").write_text(f"{folder / 'dicom'}\n")
+    model = {"name": "bench", "version": "1"}
+
+    @dataclass(frozen=True)
+    class Nothing:
+        pass
+
+    def give(ws: Workspace, _: Nothing) -> None:
+        ws.write_volume("labels", labels, ws.read_volume("volume").affine)
+        ws.write_json("segments", {"schema": "md.segments/1", "segments": segments, "model": model, "empty": "valid"})
+
+    run_stage(load_stage("select-series"), folder / "ws", dicom=folder / "dicom")
+    run_stage(load_stage("load-volume"), folder / "ws")
+    run_stage(Stage("give", Nothing, give, ("volume",), ("labels", "segments")), folder / "ws")
 
 
 def seconds(code: str, *arguments: str) -> float:
