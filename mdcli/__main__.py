@@ -13,8 +13,11 @@ def main() -> None:
 
         print(f"md {__version__}")
         return
-    from mdcli.cli.main import run
-
+    try:
+        from mdcli.cli.main import run
+    except KeyboardInterrupt:
+        # Ctrl-C while modules are loaded: no traceback, the status of any other moment.
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -26,6 +26,8 @@ class MdError(Exception):
         self.message = message
         self.hint = hint
         self.numbers = numbers
+        # The name of the case that it happened in, where one call has several.
+        self.case: str | None = None
 
     def __str__(self) -> str:
         return f"{self.message} [{self.code}]"

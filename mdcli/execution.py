@@ -259,7 +259,7 @@ def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls) -> _Foun
                 continue
             if record.key != plan.key or _sources_differ(record, plan, controls.rehash):
                 why += [f"{artifact_name(role)}: {w}" for w in _differences(stage, record, plan, controls.rehash)]
-            if state == "absent" and record.output is not None:
+            if state == "absent" and (record.output is not None or record.result == "purged"):
                 why.append(f"{artifact_name(role)} is gone")
             if state != "absent":
                 there.append(role)
@@ -285,6 +285,8 @@ def why_stale(stage: Stage, ws: Workspace, params: Any, controls: Controls | Non
 
 def why_recorded_is_stale(stage: Stage, ws: Workspace, record: Record, *, rehash: bool = False) -> list[str]:
     """Return in words why what a record describes is not up to date, as far as the record alone tells how it was called."""
+    if record.result == "purged":
+        return []
     use = {kind: name for kind, noted in record.inputs.items() if (name := noted["role"].partition("-")[2])}
     view = Workspace(ws.path, as_name=record.role.partition("-")[2] or None, use=use)
     values, unknown = {}, False
@@ -304,7 +306,9 @@ def why_recorded_is_stale(stage: Stage, ws: Workspace, record: Record, *, rehash
     try:
         plan = _plan(known, view, stage.params(**values), Controls(rehash=rehash))
     except MissingError as error:
-        return [error.message]
+        # What was made of an image that was purged on purpose is no less true for that.
+        purged = [r for noted in record.inputs.values() if (r := ws.record(noted["role"])) and r.result == "purged"]
+        return [] if purged else [error.message]
     if unknown:
         plan = replace(plan, identity=dict(record.identity), key=record.key)
     return _differences(stage, record, plan, rehash)

@@ -80,7 +80,7 @@ class Record:
         identity: what else decided the result (model, engine, precision, provider, device).
         sources: `{"files", "stat", "content"}` of what was read from outside, or None.
         output: `{"sha256", "size", "mtime_ns"}`, or None.
-        result: `processed` or `nothing-found`.
+        result: `processed`, `nothing-found`, or `purged` once `md purge` has removed the artifact.
         edited: roles that a person edited, of this stage's inputs or inherited.
         happened: seconds per span, peak memory, library versions, notes: never read back as data.
     """

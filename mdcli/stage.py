@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -33,6 +33,7 @@ class Option:
             default is that key of `source.json`, if it is there.
         loosens: True where it loosens safety: it can then not come from `md.toml`.
         metavar: the word shown for the value.
+        complete: gives the words that the Tab key offers.
     """
 
     help: str
@@ -40,6 +41,7 @@ class Option:
     source: bool | str = False
     loosens: bool = False
     metavar: str | None = None
+    complete: Callable[[], Iterable[str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
@@ -267,11 +267,13 @@ class Workspace:
         return ("made" if digest == record.output["sha256"] else "edited"), digest
 
     def children(self) -> list[Workspace]:
-        """Return the child workspaces, sorted by name."""
-        if not self.path.is_dir():
-            return []
-        found = [p for p in self.path.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)]
-        return [Workspace(p) for p in sorted(found) if any(p.glob("*.record.json")) or (p / SOURCE_FILE).exists()]
+        """Return the child workspaces that a stage made here, sorted by name."""
+        names: set[str] = set()
+        for path in self.path.glob("children-*.json"):
+            if not path.name.endswith(".record.json"):
+                with suppress(OSError, ValueError, KeyError, TypeError):
+                    names |= {name for name in json.loads(path.read_bytes())["children"] if _NAME.fullmatch(name)}
+        return [Workspace(self.path / name) for name in sorted(names) if (self.path / name).is_dir()]
 
     def source(self) -> Path | None:
         """Return the input from outside that `md cases` noted, or None."""

@@ -27,7 +27,17 @@ def main() -> int:
             "types": [python, "-m", "mypy"],
             "demo": [str(BIN / "md"), "demo", str(Path(scratch) / "demo")],
             "plugin": [python, "-m", "pytest", "plugins/md-largest-component/tests"],
-            "tests": [python, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-rs", *(["-m", "not slow"] if quick else [])],
+            "tests": [
+                python,
+                "-m",
+                "pytest",
+                "-n",
+                "2",
+                "--dist",
+                "worksteal",
+                "-rs",
+                *(["-m", "not slow"] if quick else []),
+            ],
         }
         failed = {}
         for name, command in checks.items():

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 from mdcli import errors, registry
@@ -79,23 +81,69 @@ def stages_page() -> str:
     return head + "\n".join(stage_page(registry.load_stage(word)) for word in registry.STAGES)
 
 
-def raised_errors() -> dict[str, tuple[int, str]]:
-    """Return code to (status, sentence with `...` for what is filled in), of every error that the code names literally."""
-    found: dict[str, tuple[int, str]] = {}
+Assigned = dict[str, list[tuple[int, ast.expr]]]
+
+
+def calls() -> Iterator[tuple[ast.Call, str, Assigned]]:
+    """Give every call with two arguments or a `code` in the package, the name that is called, and what was assigned to names."""
     for path in sorted((ROOT / "mdcli").rglob("*.py")):
-        assigned: dict[str, ast.expr] = {}
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assigned: Assigned = {}
+        for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                assigned[node.targets[0].id] = node.value
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS):
-                continue
-            if len(node.args) < 2 or not isinstance(node.args[0], ast.Constant):
-                continue
-            sentence = node.args[1]
-            if isinstance(sentence, ast.Name):
-                sentence = assigned.get(sentence.id, sentence)
-            found.setdefault(str(node.args[0].value), (KINDS[node.func.id].status, plain(sentence)))
+                assigned.setdefault(node.targets[0].id, []).append((node.lineno, node.value))
+        for places in assigned.values():
+            places.sort(key=lambda place: place[0])
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield (
+                    node,
+                    node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""),
+                    assigned,
+                )
+
+
+def raised_errors() -> dict[str, tuple[int, str]]:
+    """Return code to (status, sentence with `...` for what is filled in), of every error that the code names."""
+    found: dict[str, tuple[int, str]] = {}
+    for call, name, assigned in calls():
+        if name in KINDS and len(call.args) >= 2:
+            for code in codes_of(call.args[0], assigned):
+                found.setdefault(code, (KINDS[name].status, plain(looked_up(call.args[1], assigned))))
     return found
+
+
+def said_notes() -> dict[str, str]:
+    """Return code to sentence of every warning and note that the code names."""
+    found: dict[str, str] = {}
+    for call, name, assigned in calls():
+        at = {"Finding": (0, 1), "warn": (0, 1), "note": (0, 1), "nothing_found": (0, 1), "say": (1, 2)}.get(name)
+        if at and len(call.args) > at[1]:
+            for code in codes_of(call.args[at[0]], assigned):
+                if re.fullmatch("[a-z]+(-[a-z]+)+", code):
+                    found.setdefault(code, plain(looked_up(call.args[at[1]], assigned)))
+        elif name == "event" and len(call.args) == 2:
+            for word in call.keywords:
+                for code in codes_of(word.value, assigned) if word.arg == "code" else ():
+                    found.setdefault(code, plain(looked_up(call.args[1], assigned)))
+    return {code: text for code, text in found.items() if code not in ("usage", "interrupted", "bug")}
+
+
+def looked_up(node: ast.expr, assigned: Assigned) -> ast.expr:
+    """Return what was assigned to a name last before it is used, or the node itself."""
+    if not isinstance(node, ast.Name):
+        return node
+    return next((value for line, value in reversed(assigned.get(node.id, [])) if line <= node.lineno), node)
+
+
+def codes_of(node: ast.expr, assigned: Assigned) -> list[str]:
+    """Return the codes that an expression can be: a literal, or a choice between literals."""
+    node = looked_up(node, assigned)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return [node.value]
+    if isinstance(node, ast.IfExp):
+        return [*codes_of(node.body, assigned), *codes_of(node.orelse, assigned)]
+    return []
 
 
 def plain(node: ast.expr) -> str:
@@ -120,7 +168,11 @@ def errors_page() -> str:
         "Scripts match the code; the sentence may change. What the statuses mean: [workspaces](workspace.md).\n\n"
         "| code | status | sentence |\n| --- | --- | --- |\n"
     )
-    return head + "\n".join(rows) + "\n"
+    notes = [f"| `{code}` | {text.replace('|', chr(92) + '|')} |" for code, text in sorted(said_notes().items())]
+    second = (
+        "\n## Warnings and notes\n\nA warning is an error under `--strict`.\n\n| code | sentence |\n| --- | --- |\n"
+    )
+    return head + "\n".join(rows) + "\n" + second + "\n".join(notes) + "\n"
 
 
 def main() -> int:

@@ -126,3 +126,13 @@ def test_a_spoilt_edit_of_a_json_artifact_is_refused_by_its_place(prepared, tmp_
         run_stage(stage_of("load-volume"), tmp_path / "ws")
     assert caught.value.code == "bad-artifact"
     assert "instances/3/size" in caught.value.message
+
+
+def test_inference_leaves_nothing_in_the_home_folder(prepared, tmp_path):
+    shutil.copytree(prepared("infer"), tmp_path / "ws")
+    (tmp_path / "home").mkdir()
+    environment = md_environment(HOME=str(tmp_path / "home"), XDG_CACHE_HOME=str(tmp_path / "home"))
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-m", "mdcli", "infer", str(tmp_path / "ws"), "--model", "landmarks"]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert list((tmp_path / "home").rglob("*")) == []

@@ -14,6 +14,17 @@ def test_the_model_template_is_a_card_once_a_network_lies_beside_it(tmp_path):
     assert find_model(str(tmp_path), ()).card.name == "my-model"
 
 
+def test_the_codes_of_the_model_template_are_those_a_writer_takes(tmp_path):
+    import yaml
+
+    from mdcli.dicom.codes import checked_code
+
+    init("model", tmp_path)
+    for label in yaml.safe_load((tmp_path / "model.yaml").read_text())["labels"]:
+        for code in (label["category"], label["type"]):
+            assert checked_code(code, label["name"])[1] == []
+
+
 def test_the_stage_template_keeps_the_contract(tmp_path, monkeypatch):
     from mdcli.phantom.study import write_study
     from mdcli.testing import contract_problems

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
+from mdcli import registry
 from mdcli.cli.config import Config, defaults_for, load_config
 from mdcli.cli.log import make_reporter
 from mdcli.cli.runner import Call, run_call
@@ -92,6 +93,7 @@ def _signature(stage: Stage) -> inspect.Signature:
             envvar=env_name(stage.name, field.name),
             show_envvar=False,
             metavar=field.option.metavar,
+            autocompletion=_completion(field),
             show_default=field.default not in (None, False, ()),
         )
         default = inspect.Parameter.empty if field.required else field.default
@@ -104,6 +106,11 @@ def _signature(stage: Stage) -> inspect.Signature:
         option = typer.Option(*flags, help=text, envvar=variable, show_envvar=False, show_default=False)
         parameters.append(inspect.Parameter(name, keyword, annotation=Annotated[kind, option], default=default))
     return inspect.Signature(parameters)
+
+
+def _completion(field: Field) -> Callable[[str], list[str]] | None:
+    words = field.option.complete
+    return None if words is None else lambda incomplete: [word for word in words() if word.startswith(incomplete)]
 
 
 def _context() -> inspect.Parameter:
@@ -220,6 +227,10 @@ def _say_origins(ctx: Any, config: Config, stage: Stage, reporter: Any) -> None:
         reporter.event(
             "warning", f"{path} belongs to somebody else and is not read", code="config-ignored", stage=stage.name
         )
+    for table in config.values:
+        if table not in registry.STAGES and table not in registry.COMMANDS and table not in registry.stage_words():
+            where = next(iter(config.origins[table].values()), "md.toml")
+            reporter.event("warning", f"{where}: [{table}] is no stage", code="unknown-table", stage=stage.name)
     for name in config.values.get(stage.name, {}):
         source = ctx.get_parameter_source(name.replace("-", "_"))
         if source is not None and source.name == "DEFAULT_MAP":

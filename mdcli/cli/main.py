@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -13,7 +16,7 @@ from typer.core import TyperGroup
 
 from mdcli import registry
 from mdcli.cli.log import make_reporter, report_error
-from mdcli.errors import MdError, UsageError
+from mdcli.errors import MdError, MissingError, StorageError, UsageError
 
 _HELP = """Take a trained model from DICOM in to DICOM out, in small stages.
 
@@ -28,8 +31,30 @@ _INTERRUPTED = 130
 _BUG = 70
 
 
+class PipeClosedError(Exception):
+    """The reader of standard output went away. Not an OSError: Typer would make status 1 of that."""
+
+
+@contextmanager
+def _pipe_errors() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise PipeClosedError from error
+
+
 class LazyGroup(TyperGroup):
     """Knows its words from the registry and imports one when it is called."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """Parse the options before the word; `--help` and `--version` print here."""
+        with _pipe_errors():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the word."""
+        with _pipe_errors():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return all words."""
@@ -111,12 +136,15 @@ def run(argv: Sequence[str]) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _terminated)
     log_format = _log_format(argv)
+    if sys.stdout is None:
+        # `>&-`: there is nobody to tell, and Python has no stream for it.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         command = build(prog)
         status = command.main(list(argv), prog_name=prog, standalone_mode=False)
         sys.stdout.flush()
         return int(status or 0)
-    except BrokenPipeError:
+    except (BrokenPipeError, PipeClosedError):
         # The reader went away; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
@@ -125,10 +153,26 @@ def run(argv: Sequence[str]) -> int:
         return _INTERRUPTED
     except MdError as error:
         stage = argv[0] if argv and argv[0] in registry.STAGES else None
-        report_error(make_reporter(log_format, "info"), error, stage=stage)
+        reporter = make_reporter(log_format, "info", name_cases="-" in argv)
+        report_error(reporter, error, stage=stage, case=error.case)
         return error.status
     except Exception as error:
         return _unforeseen(error, log_format)
+
+
+def _file_error(error: OSError) -> MdError | None:
+    """Return what a refused file operation is to the caller; None where it is a bug."""
+    where = f"{error.filename}: " if error.filename else ""
+    message = f"{where}{error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageError("disk-full", message)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StorageError("no-permission", message)
+    if error.errno == errno.ENOENT:
+        return MissingError("no-such-file", message)
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY):
+        return UsageError("bad-path", message)
+    return None
 
 
 def _log_format(argv: Sequence[str]) -> str:
@@ -143,6 +187,9 @@ def _unforeseen(error: Exception, log_format: str) -> int:
     from mdcli.cli.runner import report_bug
 
     reporter = make_reporter(log_format, "info")
+    if isinstance(error, OSError) and (known := _file_error(error)):
+        report_error(reporter, known)
+        return known.status
     if isinstance(error, typer.Abort):
         # Typer makes one of an EOFError too, which nobody pressed a key for.
         if not isinstance(error.__cause__, EOFError):

@@ -103,7 +103,11 @@ def _lines(workspace: str, stream: TextIO) -> Iterator[Line]:
             empty = False
             yield parse_line(text)
     if empty:
-        raise MissingError("no-input", "no workspace came in on standard input", hint="did the stage before fail?")
+        raise MissingError(
+            "no-input",
+            "no workspace came in on standard input",
+            hint="the stage before says why; with --keep-going its status travels on",
+        )
 
 
 def run_call(call: Call, workspace: str, stdin: TextIO | None = None, stdout: TextIO | None = None) -> int:
@@ -128,6 +132,7 @@ def run_call(call: Call, workspace: str, stdin: TextIO | None = None, stdout: Te
         try:
             outcome = _run_one(call, line.workspace)
         except MdError as error:
+            error.case = Path(line.workspace).name
             if not call.keep_going:
                 raise
             report_error(call.reporter, error, stage=call.stage.name, case=Path(line.workspace).name)

@@ -17,6 +17,8 @@ def demo(folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path(
 
     The study, the workspaces, the gold and the pictures stay in FOLDER to be looked at. Exit 0 where all is right, 1 where not.
     """
+    from tempfile import TemporaryDirectory
+
     from mdcli.commands.verify import verify
     from mdcli.errors import PersonsFileError
     from mdcli.phantom.gold import write_gold
@@ -31,10 +33,11 @@ def demo(folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path(
         )
 
     study, gold = folder / "study", folder / "gold"
-    with storage_errors(folder.name):
-        print(f"A CT study of a phantom, with a scout, a reformat and a report beside the CT: {study}")
-        write_study(study)
-        write_gold(gold)
+    print(f"A CT study of a phantom, with a scout, a reformat and a report beside the CT: {study}")
+    with storage_errors(folder.name), TemporaryDirectory() as scratch:
+        write_study(Path(scratch) / "study")
+        write_gold(Path(scratch) / "gold")
+        _place(Path(scratch), folder)
     print("\nThe chain, a pipe of four stages, with each of the two embedded models:", flush=True)
     for name, model in _MODELS.items():
         _chain(study, folder / name, model)
@@ -48,6 +51,23 @@ def demo(folder: Annotated[Path, typer.Argument(help="Folder to make.")] = Path(
         print(f"  {folder / f'{name}.png'}: three planes with the labels")
         print(f"  {folder / name / 'seg.dcm'}: a DICOM SEG, for any viewer that has {study / 'axial'} open")
     print(f"  $ md inspect {folder / 'tissue'}: what every stage did, and how long it took")
+
+
+def _place(made: Path, folder: Path) -> None:
+    """Put files into a folder, one by one, never over one that is not the same."""
+    from mdcli.errors import PersonsFileError
+    from mdcli.records import write_whole
+
+    files = [path for path in sorted(made.rglob("*")) if path.is_file()]
+    new = {folder / path.relative_to(made): path.read_bytes() for path in files}
+    for target, data in new.items():
+        if target.exists() and (not target.is_file() or target.read_bytes() != data):
+            message = f"{target.relative_to(folder)} in {folder.name} is not as the demo makes it"
+            raise PersonsFileError("persons-file", message, hint="give the demo a folder of its own: md demo FOLDER")
+    for target, data in new.items():
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, data)
 
 
 def _chain(study: Path, case: Path, model: str) -> None:
@@ -101,13 +121,15 @@ def _draw(case: Path, path: Path) -> None:
         for segment in said["segments"]
         if segment["name"] != "air"
     ]
+    any_air = len(layers) < len(said["segments"])
     picture = three_planes(
         volume.array,
         volume.affine,
         labels.array,
         layers,
         at_mm=LANDMARKS[0].position_mm if said["model"]["name"] == "landmarks" else None,
-        title=f"{said['model']['name']} {said['model']['version']} on the demo's phantom",
+        title=f"{said['model']['name']} {said['model']['version']} on the demo's phantom"
+        + (" (air is not drawn)" if any_air else ""),
         regulatory=said["regulatory"],
     )
     file = io.BytesIO()

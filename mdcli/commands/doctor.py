@@ -70,17 +70,7 @@ def _core() -> list[Finding]:
 
 def _engines() -> list[Finding]:
     onnx = _version("onnxruntime") or _version("onnxruntime-gpu")
-    found = [
-        Finding("onnxruntime", "ok" if onnx else "MISSING", onnx or "", "" if onnx else "pip install 'mdcli[cpu]'")
-    ]
-    for name in ("openvino", "torch"):
-        version = _version(name)
-        found.append(
-            Finding(
-                name, "ok" if version else "not there", version or "", "" if version else f"pip install 'mdcli[{name}]'"
-            )
-        )
-    return found
+    return [Finding("onnxruntime", "ok" if onnx else "MISSING", onnx or "", "" if onnx else "pip install 'mdcli[cpu]'")]
 
 
 def _devices() -> list[Finding]:

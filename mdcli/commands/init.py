@@ -9,7 +9,10 @@ import typer
 
 
 def init(
-    template: Annotated[str | None, typer.Argument(help="Which one; without it, the list.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Argument(help="Which one; without it, the list.", autocompletion=lambda: ["makefile", "model", "stage"]),
+    ] = None,
     folder: Annotated[Path, typer.Argument(help="Where to.")] = Path(),
 ) -> None:
     """Copy a template into a folder. A file that is already there is never replaced."""

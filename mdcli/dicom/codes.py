@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,9 @@ def _meanings(scheme: str) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for entry in table.values():
         for value, (meaning, _) in entry.items():
-            found.setdefault(value, set()).add(meaning.casefold())
+            # SNOMED's full names end in what kind of concept it is, `body structure (body structure)`; the meaning may go without.
+            names = found.setdefault(value, set())
+            names |= {meaning.casefold(), re.sub(r" \([a-z ]+\)$", "", meaning.casefold())}
     return found
 
 

@@ -390,13 +390,13 @@ def _read(read: Callable[[int], bytes], size: int, name: str, wanted: Mapping[in
     data = head.data
     has_preamble = data[128:132] == b"DICM"
     if not has_preamble and data[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08"):
-        return Skipped(name, "not-dicom", "it is no DICOM file")
+        return Skipped(name, "not-dicom", "it is not a DICOM file")
     try:
         return _instance(head, 132 if has_preamble else 0, size, name, wanted, found)
     except _DamagedError as error:
         series = found.get(KEYWORDS["SeriesInstanceUID"][0])
         if not has_preamble and series is None:
-            return Skipped(name, "not-dicom", "it is no DICOM file")
+            return Skipped(name, "not-dicom", "it is not a DICOM file")
         uid = _text(series[1]) if series else None
         return Skipped(name, error.code, str(error), uid)
 
@@ -416,7 +416,7 @@ def _instance(
     attributes = _attributes(found, wanted, little=syntax != EXPLICIT_BIG)
     if not attributes.get("SeriesInstanceUID"):
         if not meta:
-            return Skipped(name, "not-dicom", "it is no DICOM file")
+            return Skipped(name, "not-dicom", "it is not a DICOM file")
         return Skipped(name, "no-series", "it names no series")
     attributes["TransferSyntaxUID"] = syntax
     if _VERSION_NAME in meta:

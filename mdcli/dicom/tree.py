@@ -62,8 +62,10 @@ def list_source(source: Path) -> Listing:
             return Listing(source, ("",))
         return Listing(source.parent, (source.name,))
     except (FileNotFoundError, NotADirectoryError) as error:
+        from mdcli.dicom.opening import shown
+
         raise MissingError(
-            "no-source", "the source is not there", hint="--dicom names a folder, a file or a zip"
+            "no-source", f"the source {shown(source.name)} is not there", hint="--dicom names a folder, a file or a zip"
         ) from error
     except OSError as error:
         raise StorageError("unreadable", f"the source can't be opened: {error.strerror}") from error

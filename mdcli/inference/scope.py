@@ -34,7 +34,11 @@ def check_unit(card: Card, unit: str | None) -> None:
     if wanted not in (unit, ANY_UNIT):
         found = "no unit" if unit is None else f"unit {unit}"
         raise DataError(
-            "wrong-unit", f"the volume has {found}, the model {card.name} wants {wanted}", unit=unit, wanted=wanted
+            "wrong-unit",
+            f"the volume has {found}, the model {card.name} wants {wanted}",
+            hint="md load-volume --assume-hu, if you know that they are" if unit is None and wanted == "HU" else None,
+            unit=unit,
+            wanted=wanted,
         )
 
 

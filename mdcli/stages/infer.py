@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
+from mdcli.model_folders import model_names
 from mdcli.stage import Option, Stage
 
 if TYPE_CHECKING:
@@ -26,8 +27,15 @@ _opened: dict[tuple[str, str, str, int], tuple[Session, int]] = {}
 class Params:
     """What you can ask."""
 
-    model: Annotated[str, Option("Model: a name (md models lists them) or a path", result=False, metavar="NAME|PATH")]
-    device: Annotated[str, Option("Where it runs: cpu, cuda, cuda:N or auto", result=False)] = "auto"
+    model: Annotated[
+        str,
+        Option(
+            "Model: a name (md models lists them) or a path", result=False, metavar="NAME|PATH", complete=model_names
+        ),
+    ]
+    device: Annotated[
+        str, Option("Where it runs: cpu, cuda, cuda:N or auto", result=False, complete=lambda: ("auto", "cpu", "cuda"))
+    ] = "auto"
     engine: Annotated[str, Option("Engine that runs it: onnxruntime, or a plugin's", result=False)] = "onnxruntime"
     accept_out_of_scope: Annotated[
         str | None,
@@ -47,6 +55,7 @@ def run(ws: Workspace, params: Params) -> None:
 
     model = _model(params)
     card = model.card
+    _check_codes(card)
     # Loading the engine takes as long as looking at the volume: side by side.
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(_session, model, params, ws.jobs)
@@ -66,6 +75,25 @@ def run(ws: Workspace, params: Params) -> None:
         found = _write_labels(ws, card, volume, predict(plan, card, session, preprocessor, workers))
     ws.engine_facts(session.facts())
     _write_segments(ws, model, session, geometry, found, out_of_scope)
+
+
+def _check_codes(card: Card) -> None:
+    """Refuse a card whose codes no writer would take, before the work and not after it. The embedded ones are tested."""
+    from mdcli.dicom.codes import checked_code
+    from mdcli.errors import ConfigError, DataError
+    from mdcli.inference.card import find_model
+    from mdcli.model_folders import EMBEDDED
+
+    if (EMBEDDED / card.name).is_dir() and find_model(str(EMBEDDED / card.name), ()).card == card:
+        return
+    for label in card.labels:
+        for code in (label.category, label.type):
+            try:
+                checked_code({"value": code.value, "scheme": code.scheme, "meaning": code.meaning}, label.name)
+            except DataError as error:
+                raise ConfigError(
+                    error.code, f"model.yaml: {error.message}", hint=error.hint, **error.numbers
+                ) from error
 
 
 @dataclass(frozen=True)
@@ -215,7 +243,7 @@ def _write_segments(
     ]
     cut = [str(s["name"]) for s in segments if s["touches_first_slice"] or s["touches_last_slice"]]
     if cut:
-        message = f"{', '.join(cut)} reach the first or the last slice and may go on beyond"
+        message = f"the first or the last slice is touched by {', '.join(cut)}, which may go on beyond"
         ws.note("touches-edge", message, labels=cut)
     facts = session.facts()
     ws.write_json(
@@ -246,7 +274,8 @@ def identity(ws: Workspace, params: Params) -> dict[str, Any]:
     from mdcli.inference.engines import check_device, find_engine
 
     engine = find_engine(params.engine).identity(check_device(params.device))
-    return {"model": _model(params).sha256, **engine}
+    model = _model(params)
+    return {"model": f"{model.card.name} {model.card.version}", "model_sha256": model.sha256, **engine}
 
 
 def preload(params: Params) -> None:

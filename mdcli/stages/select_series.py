@@ -24,7 +24,7 @@ _LISTED = 40
 # Compared, never kept: series_to_json leaves out what is not in KEYWORDS.
 _PATIENT = {"PatientID": (0x00100020, "LO", True), "IssuerOfPatientID": (0x00100021, "LO", True)}
 _SKIPPED = {
-    "not-dicom": "no DICOM file",
+    "not-dicom": "not a DICOM file",
     "empty-file": "empty",
     "dicomdir": "directory of a file-set, whose files are found anyway",
     "not-a-file": "no regular file (FIFO, socket, device)",
@@ -39,6 +39,9 @@ _SKIPPED = {
 }
 # The rest may be a piece of the patient that is now missing: a warning.
 _HARMLESS = frozenset(("not-dicom", "empty-file", "dicomdir", "not-a-file", "broken-link", "folder-link"))
+
+
+_KINDS = ("localizer", "screen-save", "derived", "md")
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,11 @@ class Params:
     ] = None
     include: Annotated[
         tuple[str, ...],
-        Option("localizer, screen-save, derived or md: left out by default; may repeat", metavar="KIND"),
+        Option(
+            "localizer, screen-save, derived or md: left out by default; may repeat",
+            metavar="KIND",
+            complete=lambda: _KINDS,
+        ),
     ] = ()
 
 
@@ -98,7 +105,9 @@ def _rule(params: Params) -> Rule | None:
 
     for kind in params.include:
         if kind not in INCLUDABLE:
-            raise UsageError("bad-include", f"--include {kind} is no kind of series", hint=", ".join(INCLUDABLE))
+            raise UsageError(
+                "bad-include", f"--include {kind}: there is no such kind of series", hint=", ".join(INCLUDABLE)
+            )
     return parse(params.where) if params.where is not None else None
 
 

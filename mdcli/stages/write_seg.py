@@ -111,6 +111,9 @@ def run(ws: Workspace, params: Params) -> None:
     with ws.span("encode"):
         written = make_seg(labels.array, labels.affine, sources, segments, request)
     say(list(written.findings))
+    if request.edited:
+        who = ", ".join(ws.edited)
+        ws.note("edited-labels", f"a person edited {who}: the SEG says SEMIAUTOMATIC", edited=ws.edited)
     numbers = {str(segment.value): segment.number for segment in segments}
     listed = ", ".join(f"{segment.value} is {segment.number}" for segment in segments)
     ws.note("segment-numbers", f"label value to segment number: {listed}", segment_numbers=numbers)

@@ -151,3 +151,70 @@ def test_help_of_a_stage_tells_its_own_options_from_the_common_ones(md):
     text = md("count", "--help").stdout
     own, common = text.split("Common options:")
     assert "--unit" in own and "--force" in common and "MD_COUNT_" in own
+
+
+def test_completion_offers_the_models_by_name(md):
+    words = md(env={"_MD_COMPLETE": "complete_bash", "COMP_WORDS": "md infer ws --model ", "COMP_CWORD": "4"})
+    assert words.stdout.split() == ["ct-tissue", "landmarks"]
+
+
+@pytest.mark.parametrize("words", ["models", "--help", "count ws --source text.txt"])
+def test_a_reader_that_went_away_is_141(md, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(md.work.parent / "site"), str(root)])
+    done = subprocess.run(
+        [sys.executable, "-m", "mdcli", *words.split()],
+        cwd=md.work,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_closed_standard_output_is_no_bug(md):
+    paths = os.pathsep.join([str(md.work.parent / "site"), str(Path(__file__).parents[2])])
+    line = f"{sys.executable} -m mdcli count ws --source text.txt >&-"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=md.work, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("init model text.txt", 2),
+        ("schema series >/dev/full", 74),
+        ("count ws --source text.txt >/dev/full", 74),
+        ("cases text.txt --into x", 2),
+    ],
+)
+def test_what_the_file_system_refuses_is_no_bug(md, words, status):
+    paths = os.pathsep.join([str(md.work.parent / "site"), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m mdcli {words}"],
+        cwd=md.work,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    assert "[bug]" not in done.stderr
+
+
+def test_an_error_names_its_case_where_several_come_in(md):
+    done = md("double", "-", "--log-format", "json", text="elsewhere\n")
+    assert json.loads(done.stderr.splitlines()[0])["case"] == "elsewhere"
+
+
+def test_a_table_of_no_stage_is_warned_about(md):
+    (md.work / "md.toml").write_text('[cuont]\nunit = "words"\n')
+    done = md("count", "ws", "--source", "text.txt")
+    assert done.returncode == 0
+    assert "[cuont] is no stage" in done.stderr

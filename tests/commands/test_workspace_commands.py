@@ -92,11 +92,11 @@ def test_purge_removes_pixels_and_keeps_records(ws, study):
     from mdcli.commands.purge import purge
 
     before = sorted(p for p in study.rglob("*") if p.is_file())
-    purge(ws, False, False)
+    purge(ws)
     assert not (ws / "volume.nii").exists()
     assert (ws / "geometry.json").exists() and (ws / "volume.record.json").exists()
     assert sorted(p for p in study.rglob("*") if p.is_file()) == before
-    purge(ws, True, False)
+    purge(ws, everything=True)
     assert not ws.exists()
 
 
@@ -105,7 +105,7 @@ def test_purge_refuses_a_folder_that_is_no_workspace(tmp_path):
 
     (tmp_path / "volume.nii").write_text("somebody's")
     with pytest.raises(MissingError):
-        purge(tmp_path, True, False)
+        purge(tmp_path, everything=True)
     assert (tmp_path / "volume.nii").exists()
 
 
@@ -193,3 +193,42 @@ def test_doctor_names_versions_and_the_line_that_gets_what_is_missing():
     assert findings["numpy"]["state"] == "ok"
     assert all(f["fix"] for f in findings.values() if f["state"] == "MISSING")
     assert done.returncode == (1 if any(f["state"] == "MISSING" for f in findings.values()) else 0)
+
+
+def test_purge_keeps_what_a_person_edited_and_says_so(ws, capsys):
+    from mdcli.commands.purge import purge
+
+    (ws / "volume.nii").write_bytes(b"mine")
+    purge(ws)
+    assert (ws / "volume.nii").read_bytes() == b"mine"
+    assert "volume.nii is a person's" in capsys.readouterr().err
+    purge(ws, edited=True)
+    assert not (ws / "volume.nii").exists()
+
+
+def test_after_purge_nothing_is_stale_and_clean_leaves_the_records(ws, capsys):
+    from mdcli.commands.clean import clean
+    from mdcli.commands.purge import purge
+    from mdcli.commands.status import status
+
+    purge(ws)
+    status(ws)
+    assert "purged" in capsys.readouterr().out
+    clean(ws)
+    assert (ws / "volume.record.json").exists() and (ws / "geometry.json").exists()
+
+
+def test_a_purged_volume_is_made_again_when_it_is_asked_for(ws):
+    from mdcli.commands.purge import purge
+
+    purge(ws)
+    assert not run_stage(stage_of("load-volume"), ws).up_to_date
+    assert (ws / "volume.nii").exists()
+
+
+def test_purge_does_not_go_into_folders_that_are_no_children_of_the_workspace(ws, study):
+    from mdcli.commands.purge import purge
+
+    run_chain(ws / "other", study, until="load-volume")
+    purge(ws)
+    assert (ws / "other" / "volume.nii").exists()

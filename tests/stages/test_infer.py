@@ -371,7 +371,7 @@ def test_asking_whether_it_is_fresh_loads_no_engine(tmp_path):
 import sys
 from mdcli.stages.infer import Params, identity
 found = identity(None, Params(model={str(model)!r}))
-assert len(found["model"]) == 64, found
+assert len(found["model_sha256"]) == 64, found
 assert "onnxruntime" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ws.path)

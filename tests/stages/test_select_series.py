@@ -212,7 +212,7 @@ def test_junk_is_skipped_with_a_reason_each_and_no_name_in_the_record(tree, case
     reporter = ListReporter()
     run_stage(STAGE, case, dicom=tree, reporter=reporter)
     said = {e["code"]: e["message"] for e in reporter.events}
-    assert said["not-dicom"] == "1 skipped: no DICOM file" and "empty-file" in said and "broken-link" in said
+    assert said["not-dicom"] == "1 skipped: not a DICOM file" and "empty-file" in said and "broken-link" in said
     assert any("Canary-letter.txt" in e["message"] for e in reporter.events)
     assert "Canary" not in (case / "series.record.json").read_text()
     assert len(chosen(case)) == 3
