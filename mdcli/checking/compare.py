@@ -412,7 +412,7 @@ def compare_segs(gold: Seg, run: Seg, tolerances: Tolerances | None = None, *, f
     """Compare two BINARY SEGs: segments are paired by their labels, frames by where they lie, in millimetres.
 
     The order of frames and segments does not matter, nor do frames without a pixel. Segments of one label are paired by their
-    number. Frames that name their source images must name the same ones.
+    number. A frame of reference and source images that the gold names, the run must name too.
 
     Args:
         gold: as read by `read_seg`.
@@ -422,9 +422,9 @@ def compare_segs(gold: Seg, run: Seg, tolerances: Tolerances | None = None, *, f
     """
     tolerances = tolerances or Tolerances()
     problems = []
-    known = gold.frame_of_reference_uid and run.frame_of_reference_uid
-    if known and gold.frame_of_reference_uid != run.frame_of_reference_uid:
-        problems.append(Problem("frame-of-reference", "it lies in another frame of reference"))
+    if gold.frame_of_reference_uid and gold.frame_of_reference_uid != run.frame_of_reference_uid:
+        which = "lies in another" if run.frame_of_reference_uid else "names no"
+        problems.append(Problem("frame-of-reference", f"it {which} frame of reference"))
     if (gold.rows, gold.columns) != (run.rows, run.columns):
         sizes = f"{run.rows} x {run.columns} pixels, those of the gold {gold.rows} x {gold.columns}"
         problems.append(Problem("shape", f"the frames have {sizes} (rows x columns)"))
@@ -446,8 +446,8 @@ def compare_segs(gold: Seg, run: Seg, tolerances: Tolerances | None = None, *, f
             for other in partner[f]:
                 if other in run_frames:
                     overlap += int(np.count_nonzero(mask & run_frames[other]))
-                    sources = gold.frames[f].sources, run.frames[other].sources
-                    strangers += bool(all(sources) and sources[0] != sources[1])
+                    sources = gold.frames[f].sources
+                    strangers += bool(sources and sources != run.frames[other].sources)
         named = ours or theirs
         assert named is not None
         result = _judge(
@@ -461,7 +461,9 @@ def compare_segs(gold: Seg, run: Seg, tolerances: Tolerances | None = None, *, f
         )
         labels.append(replace(result, problems=result.problems + _segment_problems(ours, theirs, result)))
     if strangers:
-        problems.append(Problem("sources", f"{strangers} frames refer to other source images than the gold's"))
+        problems.append(
+            Problem("sources", f"{strangers} frames refer to other source images than the gold's, or to none")
+        )
     return FileResult(file, "seg", tolerances, None, distance, tuple(problems), tuple(labels))
 
 

@@ -149,15 +149,34 @@ def test_other_source_images_and_another_frame_of_reference_are_found(tmp_path):
     assert codes(compare_segs(gold, run)) == {"sources", "frame-of-reference"}
 
 
-def test_a_seg_that_names_no_sources_is_not_held_against_them(tmp_path):
+def forget_frame_of_reference(seg):
+    del seg.FrameOfReferenceUID
+
+
+def forget_sources(seg):
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        del group.DerivationImageSequence
+
+
+def forget_the_sources_of_one_frame(seg):
+    del seg.PerFrameFunctionalGroupsSequence[2].DerivationImageSequence
+
+
+@pytest.mark.parametrize(
+    ("forget", "code"),
+    [
+        (forget_frame_of_reference, "frame-of-reference"),
+        (forget_sources, "sources"),
+        (forget_the_sources_of_one_frame, "sources"),
+    ],
+)
+def test_what_the_gold_refers_to_the_run_must_refer_to(tmp_path, forget, code):
     images = series()
     gold = read_seg(write_seg(tmp_path / "gold.dcm", images))
-
-    def forget(seg):
-        for group in seg.PerFrameFunctionalGroupsSequence:
-            del group.DerivationImageSequence
-
-    assert compare_segs(gold, read_seg(write_seg(tmp_path / "run.dcm", images, edit=forget))).ok
+    run = read_seg(write_seg(tmp_path / "run.dcm", images, edit=forget))
+    assert codes(compare_segs(gold, run)) == {code}
+    # A gold that does not say can't be contradicted.
+    assert compare_segs(run, gold).ok
 
 
 def test_another_frame_size_is_a_difference(tmp_path):
