@@ -188,12 +188,11 @@ def _layout(instance: Instance) -> Layout:
         raise _no_such_syntax(name, syntax)
     rows, columns = instance.attributes["Rows"], instance.attributes["Columns"]
     allocated, stored = instance.get("BitsAllocated"), instance.get("BitsStored")
-    if stored is None:
-        stored = allocated
-    representation = instance.get("PixelRepresentation", 0)
+    representation = instance.get("PixelRepresentation")
     numbers = (allocated, stored, representation)
     if not all(isinstance(n, int) for n in numbers) or representation not in (0, 1):
-        raise DataError("bad-bits", f"{name} has BitsAllocated, BitsStored, PixelRepresentation {shown(str(numbers))}")
+        said = ", ".join(map(_said, numbers))
+        raise DataError("bad-bits", f"{name} has BitsAllocated, BitsStored, PixelRepresentation {said}")
     high = instance.get("HighBit")
     high = stored - 1 if high is None else high
     if allocated not in (8, 16, 32) or (allocated == 8 and SYNTAXES[syntax].form == "big"):
@@ -256,38 +255,38 @@ def rescale_of(instances: Sequence[Instance], *, assume_hu: bool = False) -> Res
         assume_hu: for CT that doesn't say its unit: take the values as HU.
 
     Raises:
-        DataError: `no-rescale` (CT without), `mixed-rescale`, `bad-rescale`, `modality-lut`, `not-ct`.
+        DataError: `no-rescale` (CT or PET without), `bad-rescale` (no number, one of the two alone, or not in every slice),
+            `modality-lut`, `not-ct`.
 
-    Source: DICOM PS3.3 C.11.1.1.2: value = slope x stored + intercept; C.8.2.1.1.2: CT without RescaleType is HU.
+    Source: DICOM PS3.3 C.11.1.1.2: value = slope x stored + intercept; C.8.2.1.1.2: CT without RescaleType is HU; C.8.2.1 and
+    C.8.9.4: CT and PET images always have both.
     """
     first = instances[0]
     modality, kind = first.get("Modality"), first.get("RescaleType")
     if assume_hu and modality != "CT":
         raise DataError("not-ct", f"--assume-hu is for CT; the modality is {shown(str(modality))}")
-    slopes, intercepts, bare = [], [], []
+    slopes, intercepts = [], []
+    bare = [i for i in instances if i.get("RescaleSlope") is None and i.get("RescaleIntercept") is None]
     for instance in instances:
         if instance.get("ModalityLUTSequence") is not None:
             raise DataError(
                 "modality-lut", f"{shown(instance.path)} has a Modality LUT, which load-volume can't yet read"
             )
         slope, intercept = instance.get("RescaleSlope"), instance.get("RescaleIntercept")
-        if slope is None and intercept is None:
-            bare.append(instance)
-        slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
+        if len(bare) == len(instances):
+            slope, intercept = 1.0, 0.0
         if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in (slope, intercept)) or slope == 0:
             raise DataError(
                 "bad-rescale",
-                f"{shown(instance.path)} has RescaleSlope {shown(str(slope))}, RescaleIntercept {shown(str(intercept))}",
+                f"{shown(instance.path)} has RescaleSlope {_said(slope)}, RescaleIntercept {_said(intercept)}",
             )
         slopes.append(float(slope))
         intercepts.append(float(intercept))
-    if bare and len(bare) < len(instances):
-        raise DataError("mixed-rescale", f"{shown(bare[0].path)} has no RescaleSlope and RescaleIntercept; others have")
-    if bare and modality == "CT" and not assume_hu:
+    if bare and modality in ("CT", "PT") and not assume_hu:
         raise DataError(
             "no-rescale",
-            f"{shown(bare[0].path)} is CT without RescaleSlope and RescaleIntercept: the unit of its values is unknown",
-            hint="--assume-hu takes the stored values as HU",
+            f"{shown(bare[0].path)} is {modality} without RescaleSlope and RescaleIntercept: the unit of its values is unknown",
+            hint="--assume-hu takes the stored values as HU" if modality == "CT" else None,
         )
     stated = kind if kind not in (None, "US") else None
     if modality == "PT":
@@ -296,6 +295,10 @@ def rescale_of(instances: Sequence[Instance], *, assume_hu: bool = False) -> Res
         stated = "HU"
     assumed = assume_hu and stated is None
     return Rescale(tuple(slopes), tuple(intercepts), "HU" if assumed else stated, kind, assumed)
+
+
+def _said(value: Any) -> str:
+    return "absent" if value is None else shown(str(value))
 
 
 def container(found: Sequence[Layout]) -> np.dtype[Any]:
@@ -433,7 +436,8 @@ def _decoded(form: str, value: memoryview, layout: Layout, plane: NDArray[Any]) 
 
     The rule: the codestream gives each sample's bits (its precision P), the header their meaning: the low P bits are two's
     complement where PixelRepresentation is 1, unsigned where it is 0. A value that BitsStored can't hold, or a negative one where
-    the header says unsigned, is a contradiction and refused. (JPEG-LS has no signs: DICOM PS3.5 8.2.3.)
+    the header says unsigned, is a contradiction and refused. So is a value with the highest of P bits set where the codestream has
+    no signs, the header has, and P is less than BitsStored: it may be large or negative. (JPEG-LS has no signs: DICOM PS3.5 8.2.3.)
     """
     found = decode(form, value, layout.rows, layout.columns, layout.bits_allocated)
     if form == "rle":
@@ -441,6 +445,14 @@ def _decoded(form: str, value: memoryview, layout: Layout, plane: NDArray[Any]) 
         return {}
     samples = found.samples
     if layout.signed and not found.signed:
+        highest = int(samples.max())
+        if found.precision < layout.bits_stored and highest >= 1 << (found.precision - 1):
+            raise DataError(
+                "codestream-mismatch",
+                f"its codestream holds {highest} in {found.precision} unsigned bits, the header says {layout.bits_stored} signed "
+                "ones: whether that is a negative value is said nowhere",
+                high=highest,
+            )
         spare = 8 * samples.dtype.itemsize - found.precision
         samples = np.right_shift(np.left_shift(samples, spare).view(f"i{samples.dtype.itemsize}"), spare)
     low, high = int(samples.min()), int(samples.max())

@@ -114,6 +114,22 @@ def test_an_unsigned_codestream_under_a_signed_header_is_twos_complement(tmp_pat
     np.testing.assert_array_equal(read_all(tmp_path)[0][0], plane)
 
 
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
+def test_fewer_bits_than_a_signed_header_has_may_not_turn_large_values_negative(tmp_path, syntax):
+    # 12 unsigned bits under 16 signed ones: whether 3000 is 3000 or -1096 is said nowhere.
+    plane = np.resize(np.array([0, 5, 3000], "u2"), (32, 32))
+    value = encoded(plane, syntax, 12)
+    write_slice(tmp_path / "a.dcm", plane, syntax, value=value, BitsStored=16, PixelRepresentation=1)
+    assert refused(tmp_path).code == "codestream-mismatch"
+
+
+def test_fewer_bits_than_a_signed_header_has_are_read_where_no_value_has_the_sign_bit(tmp_path):
+    plane = np.resize(np.array([0, 5, 2047], "i2"), (32, 32))
+    value = encoded(plane.astype("u2"), JPEG2000Lossless, 12)
+    write_slice(tmp_path / "a.dcm", plane, JPEG2000Lossless, value=value, BitsStored=16)
+    np.testing.assert_array_equal(read_all(tmp_path)[0][0], plane)
+
+
 def test_near_lossless_jpeg_ls_says_so():
     from jpeg_ls import encode_array
 

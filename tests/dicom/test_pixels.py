@@ -168,6 +168,18 @@ def test_what_can_not_be_read_is_refused_from_the_header(change, code):
     assert "001.dcm" in caught.value.message
 
 
+@pytest.mark.parametrize("keyword", ["PixelRepresentation", "BitsStored", "BitsAllocated"])
+@pytest.mark.parametrize("value", [None, ...], ids=["empty", "absent"])
+def test_what_says_how_pixels_are_encoded_has_no_default(keyword, value):
+    with pytest.raises(DataError, match="bad-bits"):
+        layouts([instance(**{keyword: value})])
+
+
+def test_an_absent_high_bit_is_the_last_of_the_bits_stored():
+    (layout,), _ = layouts([instance(HighBit=...)])
+    assert layout.high_bit == 11
+
+
 def test_raw_pixels_said_to_be_raw_but_encapsulated_are_refused():
     with pytest.raises(DataError, match="bad-encapsulation"):
         layouts([replace(instance(), pixel_length=None)])
@@ -336,6 +348,11 @@ def test_a_ct_without_a_unit_is_taken_as_hu_on_request(more):
         ({"RescaleSlope": "one"}, "bad-rescale"),
         ({"RescaleIntercept": "-1024,0"}, "bad-rescale"),
         ({"RescaleIntercept": float("nan")}, "bad-rescale"),
+        ({"RescaleIntercept": None}, "bad-rescale"),
+        ({"RescaleIntercept": ...}, "bad-rescale"),
+        ({"RescaleSlope": None}, "bad-rescale"),
+        ({"RescaleSlope": ..., "Modality": "MR"}, "bad-rescale"),
+        ({"Modality": "PT", "Units": "BQML", "RescaleSlope": None, "RescaleIntercept": None}, "no-rescale"),
         ({"ModalityLUTSequence": True}, "modality-lut"),
     ],
 )
@@ -344,10 +361,17 @@ def test_a_rescale_that_can_not_be_trusted_is_refused(more, code):
         rescale_of(stack(3, **more))
 
 
-def test_one_slice_without_rescale_among_others_is_refused():
-    slices = [*stack(3), instance((0, 0, 50), 4, RescaleSlope=None, RescaleIntercept=None)]
-    with pytest.raises(DataError, match="mixed-rescale"):
-        rescale_of(slices)
+@pytest.mark.parametrize("assume_hu", [False, True])
+@pytest.mark.parametrize(
+    "more",
+    [{"RescaleSlope": None, "RescaleIntercept": None}, {"RescaleIntercept": None}, {"RescaleSlope": ...}],
+    ids=["neither", "an empty intercept", "no slope"],
+)
+def test_one_slice_with_less_rescale_than_the_others_is_named_and_refused(more, assume_hu):
+    slices = [*stack(3), instance((0, 0, 50), 4, **more)]
+    with pytest.raises(DataError, match=r"004\.dcm") as caught:
+        rescale_of(slices, assume_hu=assume_hu)
+    assert caught.value.code == "bad-rescale"
 
 
 def test_hounsfield_units_are_assumed_for_ct_only():
