@@ -18,14 +18,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mdcli.errors import DataError, MdError, MissingError, OutOfTimeError, PersonsFileError, StorageError, UsageError
 from mdcli.records import (
-    PART,
     Record,
     finish_pending,
+    load_pending,
     load_record,
+    part_path,
+    record_path,
     sha256_of,
     sha256_of_artifact,
     stat_digest,
@@ -115,6 +117,7 @@ def params_that_matter(stage: Stage, params: Any) -> dict[str, Any]:
 def _inputs(stage: Stage, ws: Workspace, rehash: bool) -> tuple[dict[str, dict[str, Any]], int, list[str]]:
     inputs: dict[str, dict[str, Any]] = {}
     newest, edited = 0, set()
+    ws.reading = (*stage.reads, *stage.optional_reads)
     for kind in (*stage.reads, *stage.optional_reads):
         role = ws.role_to_read(kind)
         load_record(ws.path, role)
@@ -122,7 +125,8 @@ def _inputs(stage: Stage, ws: Workspace, rehash: bool) -> tuple[dict[str, dict[s
             continue
         path = ws.read(kind)
         state, digest = ws.state(role, rehash=rehash)
-        changed = state == "edited"
+        # A file without a record is a person's, as much as one that differs from its record.
+        changed = state != "made"
         if state != "made":
             ws.check_document(kind)
         inputs[kind] = {"role": role, "sha256": digest, "edited": changed}
@@ -130,10 +134,26 @@ def _inputs(stage: Stage, ws: Workspace, rehash: bool) -> tuple[dict[str, dict[s
         record = ws.record(role)
         edited |= {role} if changed else set()
         edited |= set(record.edited) if record else set()
+    _refuse_torn(ws, [noted["role"] for noted in inputs.values()])
     return inputs, newest, sorted(edited)
 
 
+def _refuse_torn(ws: Workspace, roles: list[str]) -> None:
+    """Refuse artifacts of two runs: one of a stage that was killed between its renames, and one from before."""
+    keys = {record.key: role for role in roles if (record := ws.record(role))}
+    for role in roles:
+        pending = load_pending(ws.path, role)
+        record = ws.record(role)
+        if pending is not None and record is not None and pending.key != record.key and pending.key in keys:
+            message = (
+                f"{artifact_name(role)} is older than {artifact_name(keys[pending.key])}, which was written with it"
+            )
+            raise DataError("half-written", message, hint=f"run md {pending.stage} again")
+
+
 def _refuse_own_input(stage: Stage, ws: Workspace) -> None:
+    if stage.splits:
+        return
     for kind in {*stage.reads, *stage.optional_reads} & {*stage.writes}:
         if ws.role_to_read(kind) == ws.role_to_write(kind):
             message = f"{stage.name} would write over {artifact_name(ws.role_to_read(kind))}, which it reads"
@@ -283,12 +303,27 @@ def why_stale(stage: Stage, ws: Workspace, params: Any, controls: Controls | Non
     return _look(stage, ws, _plan(stage, ws, params, controls), controls).why
 
 
+def _home(ws: Workspace, record: Record) -> Path:
+    """Return the folder that a record's inputs lie in: the workspace's own, or its parent's where that made it as a child."""
+    parent = Workspace(ws.path.absolute().parent)
+    if ws.path.name in (child.path.name for child in parent.children()):
+        for role in parent.roles():
+            made = parent.record(role)
+            if role.startswith("children-") and made and made.stage == record.stage and made.key == record.key:
+                return parent.path
+    return ws.path
+
+
 def why_recorded_is_stale(stage: Stage, ws: Workspace, record: Record, *, rehash: bool = False) -> list[str]:
-    """Return in words why what a record describes is not up to date, as far as the record alone tells how it was called."""
+    """Return in words why what a record describes is not up to date, as far as the record alone tells how it was called.
+
+    Raises:
+        MissingError: `source-missing` where the files outside are not there, so that nobody can tell.
+    """
     if record.result == "purged":
         return []
     use = {kind: name for kind, noted in record.inputs.items() if (name := noted["role"].partition("-")[2])}
-    view = Workspace(ws.path, as_name=record.role.partition("-")[2] or None, use=use)
+    view = Workspace(_home(ws, record), as_name=record.role.partition("-")[2] or None, use=use)
     values, unknown = {}, False
     for param in fields_of(stage.params):
         if param.name in record.params:
@@ -306,28 +341,42 @@ def why_recorded_is_stale(stage: Stage, ws: Workspace, record: Record, *, rehash
     try:
         plan = _plan(known, view, stage.params(**values), Controls(rehash=rehash))
     except MissingError as error:
+        if error.code not in ("no-artifact", "no-workspace"):
+            raise
         # What was made of an image that was purged on purpose is no less true for that.
         purged = [r for noted in record.inputs.values() if (r := ws.record(noted["role"])) and r.result == "purged"]
         return [] if purged else [error.message]
+    if plan.sources is not None and not plan.sources.root.exists():
+        raise MissingError("source-missing", "the source is not there, so that nobody can tell")
     if unknown:
         plan = replace(plan, identity=dict(record.identity), key=record.key)
-    return _differences(stage, record, plan, rehash)
+    why = _differences(stage, record, plan, rehash)
+    if unknown and not why:
+        raise MissingError("not-named", "the model was given by a path, which no record keeps")
+    return why
 
 
 def _named_only(stage: Stage, params: Any) -> dict[str, str]:
     """Return the parameters that stay out of the key and are plain words, so that a status can ask again. No path is kept."""
     values = {f.name: getattr(params, f.name) for f in fields_of(stage.params) if not f.option.result}
-    return {name: value for name, value in values.items() if isinstance(value, str) and re.fullmatch(r"[\w-]+", value)}
+    return {name: value for name, value in values.items() if isinstance(value, str) and re.fullmatch(r"[\w:-]+", value)}
 
 
-def _settle(found: _Found, plan: _Plan) -> None:
+def _settle(stage: Stage, ws: Workspace, found: _Found, plan: _Plan) -> None:
     """Touch what is up to date but older than an input, and note new stats, so that Make settles in one pass."""
-    for ws, record in found.touch:
+    for kind in stage.writes:
+        root = ws.path / f"{ws.role_to_write(kind)}.root"
+        if plan.sources and root.exists():
+            # The same content may have moved.
+            now = os.fsencode(plan.sources.root.absolute()) + b"\n"
+            if root.read_bytes() != now:
+                write_whole(root, now)
+    for target, record in found.touch:
         if record.output is None or record.artifact is None:
             continue
-        path = ws.path / record.artifact
+        path = target.path / record.artifact
         output, sources = dict(record.output), record.sources
-        state, _ = ws.state(record.role)
+        state, _ = target.state(record.role)
         if plan.input_mtime > stat_of_artifact(path)["mtime_ns"] and state == "made":
             os.utime(path)
         if state == "made":
@@ -338,7 +387,7 @@ def _settle(found: _Found, plan: _Plan) -> None:
                 os.utime(path)
                 output.update(stat_of_artifact(path))
         if output != record.output or sources != record.sources:
-            write_record(ws.path, replace(record, output=output, sources=sources))
+            write_record(target.path, replace(record, output=output, sources=sources))
 
 
 def execute(
@@ -377,11 +426,11 @@ def execute(
             if found.outcome and not controls.force and not (controls.redo and not found.edited):
                 for target, role in found.edited:
                     say("info", "kept-edited", f"{artifact_name(role)} of {target.name} was edited and is kept")
-                _settle(found, plan)
+                _settle(stage, ws, found, plan)
                 result = "up-to-date"
                 return found.outcome
-            if found.edited:
-                _move_aside(found.edited, force=controls.force, say=say)
+            if found.edited and not controls.force:
+                _refuse_persons_file(*found.edited[0])
             for reason in found.why:
                 say("debug", "stale", reason)
             ws._run = run
@@ -393,13 +442,19 @@ def execute(
                 happened = {"call": _named_only(stage, params)} | _happened(
                     run, started, time.perf_counter() - clock, _cpu_seconds() - cpu, peak
                 )
-                outcome = _commit(stage, ws, run, plan, happened)
+                with _locked(ws.path):
+                    _make_way(run, force=controls.force, say=say)
+                    outcome = _commit(stage, ws, run, plan, happened, say)
             finally:
                 ws._run = None
                 for staged in run.staged:
                     _remove(staged.part)
         result = outcome.result
         return outcome
+    except SystemExit as error:
+        if type(error) is not SystemExit:
+            raise
+        raise RuntimeError(f"{stage.name} called sys.exit({error.code}): a stage never exits") from error
     except MemoryError as error:
         raise DataError("out-of-memory", f"{stage.name} needs more memory than there is") from error
     finally:
@@ -407,19 +462,44 @@ def execute(
         _log_for_profile(stage.name, ws.name, seconds, _cpu_seconds() - cpu, peak, run.spans, result)
 
 
-def _move_aside(edited: list[tuple[Workspace, str]], *, force: bool, say: Any) -> None:
-    for ws, role in edited:
-        path = ws.locate(role)
+def _refuse_persons_file(ws: Workspace, role: str) -> NoReturn:
+    state, _ = ws.state(role)
+    what = "was edited by a person" if state == "edited" else "was not made by md"
+    hint = "--force moves it aside and makes it anew; --as NAME writes under another name"
+    raise PersonsFileError("persons-file", f"{ws.locate(role).name} {what}, and its inputs changed", hint=hint)
+
+
+def _make_way(run: StageRun, *, force: bool, say: Any) -> None:
+    """Move what a person made or edited aside (`--force`), or refuse: looked at now, since the run may have taken hours."""
+    for staged in run.staged:
+        ws = Workspace(staged.folder)
+        if ws.state(staged.role)[0] not in ("edited", "unknown"):
+            continue
         if not force:
-            state, _ = ws.state(role)
-            what = "was edited by a person" if state == "edited" else "was not made by md"
-            hint = "--force moves it aside and makes it anew; --as NAME writes under another name"
-            raise PersonsFileError("persons-file", f"{path.name} {what}, and its inputs changed", hint=hint)
-        number = 1
+            _refuse_persons_file(ws, staged.role)
+        path, number = ws.locate(staged.role), 1
         while (aside := path.with_name(f"{path.stem}.edited-{number}{path.suffix}")).exists():
             number += 1
         path.rename(aside)
         say("warning", "moved-aside", f"{path.name} was edited: it is now {aside.name}")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time put artifacts into a workspace, where the system has such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _remove(part: Path) -> None:
@@ -430,10 +510,11 @@ def _remove(part: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _commit(stage: Stage, ws: Workspace, run: StageRun, plan: _Plan, happened: dict[str, Any]) -> Outcome:
+def _commit(stage: Stage, ws: Workspace, run: StageRun, plan: _Plan, happened: dict[str, Any], say: Any) -> Outcome:
     result = "nothing-found" if run.nothing_found else "processed"
     children = [Workspace(ws.path / name, as_name=ws.as_name, use=ws.use) for name in sorted(run.children)]
     targets = children or [ws]
+    before = ws_children(ws, _children_role(stage))
     if run.children:
         _stage_children(stage, ws, run)
     sources = None
@@ -473,12 +554,24 @@ def _commit(stage: Stage, ws: Workspace, run: StageRun, plan: _Plan, happened: d
             _put_in_place(staged, record)
         for target, kind in missing:
             _drop_outdated(stage, target, kind, base if run.nothing_found else None)
+        for name in sorted({*before} - {*run.children}):
+            for kind in stage.writes:
+                _drop_outdated(stage, Workspace(ws.path / name, as_name=ws.as_name), kind, None)
+            say(
+                "warning",
+                "child-gone",
+                f"{stage.name} no longer makes the child workspace {name}: what it wrote there is removed",
+            )
+        if before and not run.children:
+            role = _children_role(stage)
+            _remove(ws.locate(role))
+            record_path(ws.path, role).unlink(missing_ok=True)
     artifacts = {target.path: tuple(s.role for s in run.staged if s.folder == target.path) for target in targets}
     return Outcome(tuple(t.path for t in targets), artifacts, result)
 
 
 def _stage_children(stage: Stage, ws: Workspace, run: StageRun) -> None:
-    staged = Staged(ws.path, _children_role(stage), ws.path / f"{PART}{os.getpid()}-children.json")
+    staged = Staged(ws.path, _children_role(stage), part_path(ws.path, "children.json"))
     staged.part.write_bytes(json_bytes({"schema": "md.children/1", "children": sorted(run.children)}))
     run.staged.append(staged)
 
@@ -486,6 +579,9 @@ def _stage_children(stage: Stage, ws: Workspace, run: StageRun) -> None:
 def _finished(base: Record, staged: Staged) -> Record:
     digest = staged.sha256 or sha256_of_artifact(staged.part)
     output = {"sha256": digest, **stat_of_artifact(staged.part)}
+    if staged.size is not None and output["size"] != staged.size:
+        message = f"{artifact_name(staged.role)} has {output['size']} bytes, {staged.size} were written"
+        raise StorageError("disk-full", message)
     return replace(base, role=staged.role, artifact=artifact_name(staged.role), output=output)
 
 
@@ -494,7 +590,7 @@ def _put_in_place(staged: Staged, record: Record) -> None:
     target = staged.folder / record.artifact
     if target.is_dir():
         # A folder can't be renamed over one that holds files: the old one goes first, to a name that `md clean` knows.
-        old = staged.folder / f"{PART}{os.getpid()}-old-{record.artifact}"
+        old = part_path(staged.folder, record.artifact)
         target.rename(old)
         staged.part.rename(target)
         shutil.rmtree(old, ignore_errors=True)
@@ -509,7 +605,7 @@ def _drop_outdated(stage: Stage, ws: Workspace, kind: str, nothing_found: Record
     record = ws.record(role)
     if record is not None and record.stage == stage.name and ws.state(role)[0] == "made":
         _remove(ws.locate(role))
-        (ws.path / f"{role}.record.json").unlink(missing_ok=True)
+        record_path(ws.path, role).unlink(missing_ok=True)
     if nothing_found is not None:
         ws.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_record(ws.path, replace(nothing_found, role=role))

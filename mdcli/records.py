@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -52,11 +53,12 @@ def stat_of_artifact(path: Path) -> dict[str, int]:
 
 
 def stat_digest(root: Path, files: tuple[str, ...]) -> str:
-    """Return one SHA-256 of the sorted (relative path, size, mtime) of files outside the workspace.
+    """Return one SHA-256 of where files outside the workspace lie and their sorted (relative path, size, mtime).
 
-    A file that is gone counts as such: the digest differs.
+    A file that is gone counts as such: the digest differs. Another root differs too: copies and unpacked archives have equal names,
+    sizes and times, and only their content tells whether they are the same.
     """
-    lines: list[list[Any]] = []
+    lines: list[list[Any]] = [[os.fsencode(root.absolute()).hex(), None, None]]
     for name in sorted(files):
         try:
             stat = (root / name if name else root).stat()
@@ -110,6 +112,11 @@ def record_path(folder: Path, role: str) -> Path:
     return folder / f"{role}.record.json"
 
 
+def part_path(folder: Path, name: str) -> Path:
+    """Return a temporary path for an artifact, in its own folder, that names the process which writes it."""
+    return folder / f"{PART}{os.getpid()}-{secrets.token_hex(4)}-{name}"
+
+
 def _pending_path(folder: Path, role: str) -> Path:
     return folder / f".{role}.pending.json"
 
@@ -119,15 +126,24 @@ def _load(path: Path) -> Record | None:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
         raise DataError(
             "bad-record", f"{path.name} is not a record", hint="remove it, and run the stage again"
         ) from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise DataError("bad-record", f"{path.name} is not an {SCHEMA} record", hint="remove it, and run again")
-    found["edited"] = tuple(found.get("edited", ()))
-    known = Record.__dataclass_fields__
-    return Record(**{name: value for name, value in found.items() if name in known})
+    hint = "remove it, and run the stage again"
+    try:
+        found["edited"] = tuple(found.get("edited", ()))
+        record = Record(**{name: value for name, value in found.items() if name in Record.__dataclass_fields__})
+        output = record.output is None or all(record.output[key] is not None for key in ("sha256", "size", "mtime_ns"))
+        inputs = all(noted["role"] and "sha256" in noted for noted in record.inputs.values())
+        plain = record.artifact is None or Path(record.artifact).name == record.artifact
+        if not (output and inputs and plain):
+            raise ValueError("a part of it is not as md writes it")
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise DataError("bad-record", f"{path.name} is not a whole record: {error}", hint=hint) from error
+    return record
 
 
 def load_record(folder: Path, role: str) -> Record | None:
@@ -152,9 +168,14 @@ def load_record(folder: Path, role: str) -> Record | None:
     return _load(record_path(folder, role))
 
 
+def load_pending(folder: Path, role: str) -> Record | None:
+    """Return the pending record of a role: a run that is putting its artifacts in place, or was killed there."""
+    return _load(_pending_path(folder, role))
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all: a temporary name in the same folder, then a rename."""
-    part = path.with_name(f"{PART}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    part = part_path(path.parent, path.name)
     try:
         part.write_bytes(data)
         part.replace(path)
@@ -195,8 +216,8 @@ def leftover_parts(folder: Path) -> list[Path]:
     """Return temporary files of runs that have ended: their process, named in the file, is gone."""
     found = []
     for path in sorted(folder.glob(f"{PART}*")):
-        pid = path.name.removeprefix(PART).split("-")[0]
-        if not pid.isdigit() or not _is_running(int(pid)):
+        named = re.fullmatch(re.escape(PART) + r"(\d+)-[0-9a-f]{8}-.+", path.name)
+        if named and not _is_running(int(named[1])):
             found.append(path)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -64,7 +65,7 @@ class Plugin:
         """
         try:
             return self.entry_point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"plugin {self.word} of {self.distribution} {self.version} does not load: {type(error).__name__}: {error}"
             hint = f"pip install --upgrade {self.distribution}, or pip uninstall {self.distribution}"
             raise ConfigError("broken-plugin", message, hint=hint) from error
@@ -88,14 +89,18 @@ def plugins() -> tuple[Plugin, ...]:
     """Return all plugins that are installed, sorted by group and word. Imports none of them."""
     if not _any_plugin():
         return ()
-    from importlib.metadata import entry_points
+    from importlib.metadata import distributions
 
-    found = []
-    for group in GROUPS:
-        for point in entry_points(group=group):
-            name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
-            found.append(Plugin(group, point.name, point.value, name, version, point))
-    return tuple(sorted(found, key=lambda plugin: (plugin.group, plugin.word, plugin.distribution)))
+    found: dict[tuple[str, str, str], Plugin] = {}
+    for distribution in distributions():
+        # Metadata of any distribution may be broken; that is no reason for md to be.
+        with suppress(Exception):
+            name, version = str(distribution.metadata["Name"]), distribution.version
+            for point in distribution.entry_points:
+                if point.group in GROUPS and re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", point.name):
+                    plugin = Plugin(point.group, point.name, point.value, name, version, point)
+                    found.setdefault((plugin.group, plugin.word, name), plugin)
+    return tuple(found[key] for key in sorted(found))
 
 
 def _plugin(group: str, word: str) -> Plugin | None:

@@ -95,6 +95,7 @@ class Stage:
         optional_writes: those of `writes` that a successful run may leave out.
         identity: what else decides the result, beside parameters and inputs (a model's hash, an engine's version).
         sources: the files outside the workspace that it reads.
+        splits: it may write into child workspaces (`ws.child`), and then may read and write the same kind.
         preload: loads libraries and the model, before the first line of `-` arrives. It may fail: the run then says why.
     """
 
@@ -109,10 +110,14 @@ class Stage:
     identity: Callable[[Workspace, Any], Mapping[str, Any]] | None = None
     sources: Callable[[Workspace, Any], Sources | None] | None = None
     preload: Callable[[Any], None] | None = None
+    splits: bool = False
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", self.name):
             raise ValueError(f"a stage is named with lower-case words joined by '-', not {self.name!r}")
+        for kind in (*self.reads, *self.optional_reads, *self.writes, *self.optional_writes):
+            if not re.fullmatch(r"[a-z0-9_]+", kind):
+                raise ValueError(f"{self.name}: a kind of artifact is named with a to z, 0 to 9 and _, not {kind!r}")
         if not dataclasses.is_dataclass(self.params):
             raise ValueError(f"{self.name}: params is a frozen dataclass, not {self.params!r}")
 

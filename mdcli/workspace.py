@@ -11,7 +11,6 @@ import json
 import os
 import queue
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -21,7 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from mdcli.errors import DataError, MissingError, UsageError
-from mdcli.records import PART, Record, load_record, sha256_of_artifact, stat_of_artifact, storage_errors, write_whole
+from mdcli.records import (
+    Record,
+    load_record,
+    part_path,
+    sha256_of_artifact,
+    stat_of_artifact,
+    storage_errors,
+    write_whole,
+)
 from mdcli.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -44,8 +51,10 @@ SUFFIXES = {
     "rtstruct": ".dcm",
     "sr": ".dcm",
 }
-# What goes with another artifact follows the name that `--use` gives that one.
-COMPANIONS = {"geometry": "volume", "segments": "labels"}
+# What is read beside another artifact belongs to it: the kinds that lead, the nearest first.
+LEADERS = {"segments": ("labels",), "geometry": ("labels", "volume"), "series": ("labels", "volume", "geometry")}
+# What a stage writes together.
+SIBLINGS = {("geometry", "volume"), ("segments", "labels")}
 SOURCE_FILE = "source.json"
 _NAME = re.compile(r"[a-z0-9_]+")
 
@@ -80,6 +89,7 @@ class Staged:
     role: str
     part: Path
     sha256: str | None = None
+    size: int | None = None
 
 
 @dataclass
@@ -111,6 +121,7 @@ class ArtifactWriter:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self.size = 0
         self._hash = hashlib.sha256()
         self._queue: queue.Queue[memoryview | None] = queue.Queue(maxsize=8)
         self._thread = threading.Thread(target=self._digest, daemon=True)
@@ -123,8 +134,12 @@ class ArtifactWriter:
     def write(self, data: bytes | bytearray | memoryview | NDArray[Any]) -> int:
         """Append a contiguous buffer, arrays as they lie in memory."""
         view = memoryview(cast("bytes", data)).cast("B")
-        self._file.write(view)
+        left = view
+        while left.nbytes:
+            # An unbuffered write may be short: a full disk, a quota, more than 2 GiB at once.
+            left = left[self._file.write(left) :]
         self._queue.put(view)
+        self.size += view.nbytes
         return view.nbytes
 
     def finish(self) -> str:
@@ -148,6 +163,7 @@ class Workspace:
         self.as_name = check_name(as_name) if as_name else None
         self.use = {kind: check_name(name) for kind, name in (use or {}).items()}
         self._run: StageRun | None = None
+        self.reading: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -157,15 +173,35 @@ class Workspace:
     # Reading
 
     def role_to_read(self, kind: str) -> str:
-        """Return the role that a stage reads for a kind, by `--use`."""
+        """Return the role that a stage reads for a kind: by `--use`, else what the artifact that it goes with was made with.
+
+        Two series of one grid in one workspace look alike: only the records tell whose geometry and sources belong to a label map.
+        """
         if kind in self.use:
             return role_of(kind, self.use[kind])
-        leader = COMPANIONS.get(kind)
-        if leader in self.use:
-            role = role_of(kind, self.use[leader])
-            if (self.path / artifact_name(role)).exists():
-                return role
+        for leader in LEADERS.get(kind, ()):
+            if leader in self.reading:
+                return self._companion(kind, self.role_to_read(leader), set()) or kind
         return kind
+
+    def _companion(self, kind: str, leader: str, seen: set[str]) -> str | None:
+        """Return the role of a kind that goes with a role, by the records; None where they don't say."""
+        record = self.record(leader)
+        if record is None or leader in seen:
+            return None
+        if kind in record.inputs:
+            return str(record.inputs[kind]["role"])
+        leading, _, name = leader.partition("-")
+        sibling = role_of(kind, name or None)
+        if (kind, leading) in SIBLINGS:
+            beside = self.record(sibling)
+            if leading not in record.inputs or (beside is not None and beside.key == record.key):
+                return sibling
+        for noted in record.inputs.values():
+            found = self._companion(kind, str(noted["role"]), {*seen, leader})
+            if found:
+                return found
+        return None
 
     def role_to_write(self, kind: str) -> str:
         """Return the role that a stage writes for a kind, by `--as`."""
@@ -273,7 +309,8 @@ class Workspace:
             if not path.name.endswith(".record.json"):
                 with suppress(OSError, ValueError, KeyError, TypeError):
                     names |= {name for name in json.loads(path.read_bytes())["children"] if _NAME.fullmatch(name)}
-        return [Workspace(self.path / name) for name in sorted(names) if (self.path / name).is_dir()]
+        folders = [self.path / name for name in sorted(names)]
+        return [Workspace(folder) for folder in folders if folder.is_dir() and not folder.is_symlink()]
 
     def source(self) -> Path | None:
         """Return the input from outside that `md cases` noted, or None."""
@@ -346,8 +383,7 @@ class Workspace:
         role = self.role_to_write(kind)
         with storage_errors(f"workspace {self.name}"):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = self.path / f"{PART}{os.getpid()}-{secrets.token_hex(4)}-{artifact_name(role)}"
-        staged = Staged(self.path, role, part)
+        staged = Staged(self.path, role, part_path(self.path, artifact_name(role)))
         self.run.staged.append(staged)
         return staged
 
@@ -367,7 +403,7 @@ class Workspace:
             try:
                 yield writer
             finally:
-                staged.sha256 = writer.finish()
+                staged.sha256, staged.size = writer.finish(), writer.size
 
     @contextmanager
     def volume_writer(
@@ -469,6 +505,22 @@ class Workspace:
     def engine_facts(self, facts: Mapping[str, Any]) -> None:
         """Tell the record what really ran: engine, version, precision, provider, device, nodes."""
         self.run.facts.update(facts)
+
+
+def open_workspace(path: str) -> Workspace:
+    """Return a workspace that is there: a folder with records or a `source.json` of its own.
+
+    Raises:
+        UsageError: `bad-workspace` for an empty path, as an unset shell variable gives.
+        MissingError: `no-workspace`.
+    """
+    if not path:
+        raise UsageError("bad-workspace", "the workspace's path is empty", hint="is a shell variable unset?")
+    ws = Workspace(Path(path).resolve())
+    if not ws.roles() and ws.source_key("source") is None:
+        message = f"{path} is no workspace: it has neither records nor {SOURCE_FILE}"
+        raise MissingError("no-workspace", message)
+    return ws
 
 
 class _Span:

@@ -282,3 +282,163 @@ def test_time_out_is_its_own_status(ws):
     with pytest.raises(OutOfTimeError) as caught:
         run_stage(slow, ws, controls=Controls(timeout=0.05))
     assert caught.value.status == 75
+
+
+def splitting(parts):
+    def run(ws, params):
+        for number in range(parts):
+            ws.child(f"part_{number}").write_json("count", {"schema": "md.count/1", "value": number})
+
+    return Stage("split", SPLIT.params, run, reads=("count",), writes=("count",), splits=True)
+
+
+def test_a_split_may_write_the_kind_that_it_reads_and_fewer_children_leave_nothing_behind(ws, text):
+    run_stage(COUNT, ws, source=text)
+    run_stage(splitting(3), ws, parts=3)
+    assert (ws / "part_2" / "count.json").exists()
+    reporter = ListReporter()
+    run_stage(splitting(2), ws, parts=2, reporter=reporter)
+    assert not (ws / "part_2" / "count.json").exists()
+    assert reporter.codes("warning") == ["child-gone"]
+
+
+def test_a_persons_file_in_a_new_child_is_not_replaced(ws, text):
+    run_stage(COUNT, ws, source=text)
+    (ws / "part_1").mkdir()
+    (ws / "part_1" / "count.json").write_text("mine")
+    with pytest.raises(PersonsFileError):
+        run_stage(splitting(2), ws)
+    assert (ws / "part_1" / "count.json").read_text() == "mine"
+
+
+def test_the_status_of_children_is_that_of_the_run_that_made_them(ws, text):
+    run_stage(COUNT, ws, source=text)
+    run_stage(splitting(2), ws)
+    child = Workspace(ws / "part_0")
+    assert why_recorded_is_stale(splitting(2), child, child.record("count")) == []
+
+
+def test_an_edit_saved_while_the_stage_runs_is_kept(ws, text):
+    run_stage(COUNT, ws, source=text)
+
+    def slow(w, params):
+        (w.path / "count.json").write_text("mine, saved meanwhile")
+        w.write_json("count", {"schema": "md.count/1", "value": 0})
+
+    with pytest.raises(PersonsFileError):
+        run_stage(Stage("count", CountParams, slow, writes=("count",), version=2), ws, source=text)
+    assert (ws / "count.json").read_text() == "mine, saved meanwhile"
+
+
+def test_a_forced_run_that_fails_leaves_the_edited_file_where_it_was(ws, text):
+    run_stage(COUNT, ws, source=text)
+    (ws / "count.json").write_text("mine")
+
+    def fail(w, params):
+        raise DataError("broken", "it broke")
+
+    with pytest.raises(DataError):
+        run_stage(Stage("count", CountParams, fail, writes=("count",)), ws, source=text, controls=Controls(force=True))
+    assert (ws / "count.json").read_text() == "mine"
+
+
+def test_another_source_with_the_same_names_sizes_and_times_is_read(ws, tmp_path):
+    texts = []
+    for name, content in (("a", "hello"), ("b", "world")):
+        (tmp_path / name).mkdir()
+        texts.append(tmp_path / name / "text.txt")
+        texts[-1].write_text(content)
+        os.utime(texts[-1], ns=(10**18, 10**18))
+    run_stage(COUNT, ws, source=texts[0])
+    assert not run_stage(COUNT, ws, source=texts[1]).up_to_date
+    texts[0].write_text("world")
+    assert run_stage(COUNT, ws, source=texts[0]).up_to_date
+
+
+def test_a_file_without_a_record_is_a_persons(ws, text):
+    run_stage(COUNT, ws, source=text)
+    (ws / "count.record.json").unlink()
+    run_stage(DOUBLE, ws)
+    assert load_record(ws, "double").edited == ("count",)
+
+
+def test_a_short_write_goes_on_and_a_full_disk_is_no_success(tmp_path, text):
+    import subprocess
+    import sys
+
+    from tests.chain import md_environment
+
+    script = (
+        "import sys; from pathlib import Path; from tests.toy import *; from mdcli.testing import run_stage\n"
+        "def big(ws, p): ws.write_json('count', {'schema': 'md.count/1', 'value': 'x' * 100000})\n"
+        "run_stage(Stage('big', CountParams, big, writes=('count',)), sys.argv[1])"
+    )
+    line = f'ulimit -f 20; {sys.executable} -c "$0" {tmp_path / "ws"}'
+    done = subprocess.run(["bash", "-c", line, script], env=md_environment(), capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "disk-full" in done.stderr
+    assert not (tmp_path / "ws" / "count.json").exists()
+
+
+def test_artifacts_of_two_runs_are_not_read_together(ws, text):
+    def pair(value):
+        def run(w, params):
+            w.write_json("one", {"schema": "md.one/1", "value": value})
+            w.write_json("two", {"schema": "md.two/1", "value": value})
+
+        return Stage("pair", DOUBLE.params, run, writes=("one", "two"), version=value)
+
+    def read(w, params):
+        w.write_json("sum", {"schema": "md.sum/1", "value": w.read_json("one")["value"] + w.read_json("two")["value"]})
+
+    run_stage(pair(1), ws)
+    old, old_record = (ws / "two.json").read_bytes(), (ws / "two.record.json").read_bytes()
+    run_stage(pair(2), ws)
+    # As a kill between the two renames leaves it: one new, two old with the new record still pending.
+    (ws / "two.record.json").rename(ws / ".two.pending.json")
+    (ws / "two.json").write_bytes(old)
+    (ws / "two.record.json").write_bytes(old_record)
+    with pytest.raises(DataError) as caught:
+        run_stage(Stage("sum", DOUBLE.params, read, reads=("one", "two"), writes=("sum",)), ws)
+    assert caught.value.code == "half-written"
+
+
+def test_what_goes_with_an_artifact_is_found_by_its_record(ws, text):
+    make = Stage(
+        "make", DOUBLE.params, lambda w, p: w.write_json("series", {"schema": "md.series/1"}), writes=("series",)
+    )
+
+    def load(w, p):
+        import numpy as np
+
+        w.read_json("series")
+        w.write_volume("volume", np.zeros((1, 1, 1), np.int16), np.eye(4))
+        w.write_json("geometry", {"schema": "md.geometry/1"})
+
+    loading = Stage("load", DOUBLE.params, load, reads=("series",), writes=("volume", "geometry"))
+    for name in (None, "p2"):
+        run_stage(make, ws, as_name=name)
+        run_stage(loading, ws, use={"series": name} if name else {}, as_name=name)
+    view = Workspace(ws, use={"volume": "p2"})
+    view.reading = ("volume", "geometry", "series")
+    assert [view.role_to_read(kind) for kind in view.reading] == ["volume-p2", "geometry-p2", "series-p2"]
+    (ws / "geometry-p2.json").unlink()
+    assert view.role_to_read("geometry") == "geometry-p2"
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"schema": "md.record/1"}', '{"schema": "md.record/1", "role": 3, "inputs": []}']
+)
+def test_a_broken_record_is_named(ws, text, content):
+    run_stage(COUNT, ws, source=text)
+    (ws / "count.record.json").write_text(content)
+    with pytest.raises(DataError) as caught:
+        run_stage(COUNT, ws, source=text)
+    assert caught.value.code == "bad-record"
+
+
+def test_a_stage_that_calls_exit_is_a_bug_and_no_success(ws):
+    import sys
+
+    with pytest.raises(RuntimeError, match=r"sys\.exit"):
+        run_stage(Stage("leaver", DOUBLE.params, lambda w, p: sys.exit(0), writes=("double",)), ws)

@@ -66,4 +66,4 @@ def split(ws, params):
         ws.child(f"part_{number}").write_json("count", {"schema": "md.count/1", "value": value, "unit": str(number)})
 
 
-SPLIT = Stage("split", SplitParams, split, reads=("count",), writes=("count",))
+SPLIT = Stage("split", SplitParams, split, reads=("count",), writes=("count",), splits=True)

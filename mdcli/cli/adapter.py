@@ -169,6 +169,9 @@ def stage_command(stage: Stage, summary: str) -> Any:
         reporter = make_reporter(log_format, level, name_cases=workspace == "-")
         _say_origins(ctx, config, stage, reporter)
         redo = os.environ.get("MD_REDO") == "1"
+        timeout = values["timeout"]
+        if timeout is not None and not 0 < timeout < 1e9:
+            raise UsageError("bad-timeout", f"--timeout {timeout:g} is no number of seconds above 0")
         if values["jobs"] is not None and values["jobs"] < 1:
             raise UsageError("bad-jobs", f"--jobs {values['jobs']} is less than one")
         controls = Controls(

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from mdcli import registry
 from mdcli.cli.log import make_reporter, report_error
-from mdcli.errors import MdError, MissingError, StorageError, UsageError
+from mdcli.errors import ConfigError, MdError, MissingError, StorageError, UsageError
 
 _HELP = """Take a trained model from DICOM in to DICOM out, in small stages.
 
@@ -29,6 +29,10 @@ A case is a folder (WORKSPACE); every stage reads and writes its files there. `m
 _PIPE_CLOSED = 141
 _INTERRUPTED = 130
 _BUG = 70
+
+
+class Terminated(SystemExit):
+    """A signal asks the program to end. Not a plain SystemExit: that one only a stage at fault raises."""
 
 
 class PipeClosedError(Exception):
@@ -66,7 +70,14 @@ class LazyGroup(TyperGroup):
 
         # md's own words first: asking for plugins reads the metadata of everything that is installed.
         if cmd_name in registry.STAGES or (cmd_name not in registry.COMMANDS and cmd_name in registry.stage_words()):
-            return stage_command(registry.load_stage(cmd_name), registry.summary(cmd_name))
+            stage = registry.load_stage(cmd_name)
+            try:
+                return stage_command(stage, registry.summary(cmd_name))
+            except (ValueError, TypeError, RuntimeError) as error:
+                if cmd_name in registry.STAGES:
+                    raise
+                # What a plugin declares is the plugin's, also where it does not fit.
+                raise ConfigError("broken-plugin", f"plugin {cmd_name} declares what md can't take: {error}") from error
         if cmd_name in registry.COMMANDS or cmd_name in registry.command_words():
             return plain_command(registry.load_command(cmd_name), cmd_name, registry.summary(cmd_name))
         return None
@@ -133,7 +144,8 @@ def run(argv: Sequence[str]) -> int:
     prog = os.path.basename(sys.argv[0]) if sys.argv else "md"  # noqa: PTH119 - start-up time
     prog = prog if prog in ("md", "mdcli") else "md"
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
+        # `nohup` ignores the hang-up for us; that stays so.
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN:
             signal.signal(getattr(signal, name), _terminated)
     log_format = _log_format(argv)
     if sys.stdout is None:
@@ -152,7 +164,8 @@ def run(argv: Sequence[str]) -> int:
         make_reporter(log_format, "info").event("error", "interrupted", code="interrupted")
         return _INTERRUPTED
     except MdError as error:
-        stage = argv[0] if argv and argv[0] in registry.STAGES else None
+        words = [word for word in argv if not word.startswith("-")]
+        stage = words[0] if words and words[0] not in registry.COMMANDS else None
         reporter = make_reporter(log_format, "info", name_cases="-" in argv)
         report_error(reporter, error, stage=stage, case=error.case)
         return error.status
@@ -211,4 +224,4 @@ def _unforeseen(error: Exception, log_format: str) -> int:
 
 def _terminated(number: int, _frame: Any) -> None:
     # As an exception, so that temporary files are removed on the way out.
-    raise SystemExit(128 + number)
+    raise Terminated(128 + number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import traceback
@@ -61,7 +62,9 @@ def parse_line(text: str) -> Line:
         found = json.loads(text)
         if found["schema"] != LINE:
             raise ValueError(f"schema {found['schema']!r}")
-        status = int(found.get("status") or (65 if found["result"] == "failed" else 0))
+        status = int(found.get("status") or 0)
+        if found["result"] == "failed" and not 1 <= status <= BUG + 8:
+            status = 65
         return Line(str(found["workspace"]), str(found["result"]), found.get("code"), status, dict(found["artifacts"]))
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError("bad-line", f"the line {text[:80]!r} is no {LINE}: {error}") from error
@@ -119,7 +122,7 @@ def run_call(call: Call, workspace: str, stdin: TextIO | None = None, stdout: Te
     Raises:
         MdError: the first case's, without `--keep-going`.
     """
-    stdin, stdout, worst = stdin or sys.stdin, stdout or sys.stdout, 0
+    stdin, stdout, worst = stdin or sys.stdin or io.StringIO(), stdout or sys.stdout, 0
     if workspace == "-" and call.stage.preload:
         # What fails here fails again in the run, with the case's name.
         with suppress(Exception):
@@ -154,6 +157,8 @@ def run_call(call: Call, workspace: str, stdin: TextIO | None = None, stdout: Te
 
 
 def _run_one(call: Call, path: str) -> Outcome | None:
+    if not path:
+        raise UsageError("bad-workspace", "the workspace's path is empty", hint="is a shell variable unset?")
     if "\n" in path or "\r" in path:
         raise UsageError("bad-workspace", "a workspace's path holds no line feed: it travels as a line")
     if Path(path).exists() and not Path(path).is_dir():
@@ -174,12 +179,12 @@ def _print(line: Line, as_json: bool, stdout: TextIO) -> None:
 
 
 def report_bug(reporter: Reporter, error: BaseException, *, stage: str | None = None, case: str | None = None) -> None:
-    """Report an error that md did not foresee, with where in the code it happened and no values."""
+    """Report an error that md did not foresee: its kind and where in the code. Its text may hold values of a patient's file."""
     frames = "\n".join(
         f"  {'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno} in {frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)
     )
-    reporter.event("error", f"{type(error).__name__}: {error}", code="bug", stage=stage, case=case)
+    reporter.event("error", f"{type(error).__name__}", code="bug", stage=stage, case=case)
     reporter.event(
         "error",
         f"this is a bug in md: please report it, with these lines\n{frames}",

@@ -23,12 +23,18 @@ def cases(
 ) -> None:
     """Make one workspace a case, each with its source.json, and print them, one a line, for a pipe."""
     from mdcli.cohort import read_cases
-    from mdcli.errors import UsageError
-    from mdcli.workspace import write_source
+    from mdcli.errors import PersonsFileError, UsageError
+    from mdcli.workspace import Workspace, write_source
 
     if by not in (None, "folders", "studies"):
         raise UsageError("bad-by", f"--by is folders or studies, not {by}")
     found = read_cases(source, by=by or "folders", column=column, id_column=id_column)
+    for case in found:
+        there = Workspace(into / case.name)
+        if there.source() not in (None, case.source.absolute()):
+            message = f"workspace {case.name} is of another source: the list has changed"
+            hint = "give another folder with --into, or an id column"
+            raise PersonsFileError("persons-file", message, hint=hint)
     for case in found:
         write_source(into / case.name, case.source, case.study_instance_uid)
     for case in found:

@@ -25,11 +25,12 @@ def clean(
     ws = Workspace(workspace)
     if not ws.path.is_dir():
         raise MissingError("no-workspace", f"there is no workspace {ws.name}")
+    # Whether a file is still what md made is asked of its content: what is deleted can't be asked again.
     doomed: list[Path] = []
     for case in (ws, *ws.children()):
         doomed += leftover_parts(case.path)
         for row in _rows(case, case, rehash=False):
-            if row["state"] == "stale" and case.state(row["role"])[0] in ("made", "absent"):
+            if row["state"] == "stale" and case.state(row["role"], rehash=True)[0] in ("made", "absent"):
                 doomed += [p for p in (case.locate(row["role"]), record_path(case.path, row["role"])) if p.exists()]
     for path in doomed:
         print(path)

@@ -60,6 +60,15 @@ def _place(made: Path, folder: Path) -> None:
 
     files = [path for path in sorted(made.rglob("*")) if path.is_file()]
     new = {folder / path.relative_to(made): path.read_bytes() for path in files}
+    strange = [
+        path
+        for name in ("study", "gold")
+        for path in sorted((folder / name).rglob("*"))
+        if path.is_file() and path not in new
+    ]
+    if strange:
+        message = f"{strange[0].relative_to(folder)} in {folder.name} is nothing that the demo made"
+        raise PersonsFileError("persons-file", message, hint="give the demo a folder of its own: md demo FOLDER")
     for target, data in new.items():
         if target.exists() and (not target.is_file() or target.read_bytes() != data):
             message = f"{target.relative_to(folder)} in {folder.name} is not as the demo makes it"

@@ -32,9 +32,13 @@ def init(
             near = difflib.get_close_matches(template, names, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
             raise UsageError("no-such-template", f"md has no template {template}", hint=hint)
-        inside = [p for p in sorted((root / template).rglob("*")) if p.is_file() and p.name != "ABOUT.txt"]
+        inside = [
+            p
+            for p in sorted((root / template).rglob("*"))
+            if p.is_file() and p.name != "ABOUT.txt" and p.suffix != ".pyc"
+        ]
         targets = [folder / p.relative_to(root / template) for p in inside]
-        taken = [target for target in targets if target.exists()]
+        taken = [target for target in targets if target.exists() or target.is_symlink()]
         if taken:
             raise PersonsFileError("persons-file", f"{taken[0]} is already there", hint="choose another folder")
         for origin, target in zip(inside, targets, strict=True):

@@ -30,7 +30,10 @@ def plugins(
             *registry.STAGES,
             *registry.COMMANDS,
         )
+        first = next(p for p in registry.plugins() if (p.group, p.word) == (plugin.group, plugin.word))
         row["state"] = "ignored: the word is md's own" if taken else "listed"
+        if first is not plugin:
+            taken, row["state"] = True, f"ignored: the word is {first.distribution}'s"
         if check and not taken:
             try:
                 plugin.load()

@@ -19,7 +19,10 @@ def status(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON (md.status/1).")] = False,
 ) -> None:
-    """Say for every artifact whether it is up to date. Exits 1 where one is not."""
+    """Say for every artifact whether it is up to date: exit 1 where one is stale.
+
+    `unknown` is said where nobody can tell: the source is not there, the stage is not installed, or the model was given by a path.
+    """
     import json
 
     from mdcli.errors import AnswerNo, MissingError
@@ -49,30 +52,33 @@ def _rows(case: Workspace, root: Workspace, rehash: bool) -> list[dict[str, Any]
     from mdcli.errors import MdError
     from mdcli.execution import why_recorded_is_stale
 
-    rows, stale_roles = [], set()
+    rows: list[dict[str, Any]] = []
+    stale: set[str] = set()
+    untold: set[str] = set()
     for role in _in_order(case):
         record = case.record(role)
         if record is None:
             continue
         state, _ = case.state(role, rehash=rehash)
+        reasons: list[str] = []
+        unknown: list[str] = []
         try:
             reasons = why_recorded_is_stale(registry.load_stage(record.stage), case, record, rehash=rehash)
         except MdError as error:
-            reasons = [error.message]
-        reasons += [
-            f"{name} is not up to date"
-            for name in sorted(i["role"] for i in record.inputs.values())
-            if name in stale_roles
-        ]
+            # The stage is not installed, the source is not mounted: nobody can tell, which is not the same as stale.
+            unknown = [error.message]
+        inputs = sorted(noted["role"] for noted in record.inputs.values())
+        reasons += [f"{name} is not up to date" for name in inputs if name in stale]
+        unknown += [f"of {name} nobody can tell" for name in inputs if name in untold]
         if state == "absent" and record.output is not None:
             reasons.append(f"{record.artifact} is gone")
-        if reasons:
-            stale_roles.add(role)
-        word = "stale" if reasons else record.result if record.output is None else "up to date"
-        if state == "edited":
-            word = f"{word}, edited"
-        row = {"case": "." if case.path == root.path else case.name, "role": role, "artifact": record.artifact or role}
-        rows.append({**row, "state": "stale" if reasons else word, "why": reasons})
+        fresh = record.result if record.output is None else "up to date, edited" if state == "edited" else "up to date"
+        word = "stale" if reasons else "unknown" if unknown else fresh
+        stale |= {role} if word == "stale" else set()
+        untold |= {role} if word == "unknown" else set()
+        where = "." if case.path == root.path else case.name
+        row = {"case": where, "role": role, "artifact": record.artifact or role, "state": word}
+        rows.append({**row, "why": [*reasons, *unknown]})
     return rows
 
 

@@ -13,6 +13,7 @@ PLUGIN = """
 count = tests.toy:COUNT
 double = tests.toy:DOUBLE
 broken-example = no_such_module:STAGE
+leaving-example = tests.leaves_at_import:STAGE
 """
 
 
@@ -218,3 +219,47 @@ def test_a_table_of_no_stage_is_warned_about(md):
     done = md("count", "ws", "--source", "text.txt")
     assert done.returncode == 0
     assert "[cuont] is no stage" in done.stderr
+
+
+def test_a_plugin_that_exits_at_import_hides_nothing(md):
+    done = md("leaving-example", "ws")
+    assert done.returncode == 78
+    assert "[broken-plugin]" in done.stderr
+    assert "leaving-example" in md("plugins", "--check").stdout
+
+
+def test_metadata_of_others_that_is_no_text_breaks_nothing(md):
+    other = md.work.parent / "site" / "other-1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (other / "entry_points.txt").write_bytes(b"[mdcli.stages]\n\xff\xfe = x:y\n")
+    assert md("--help").returncode == 0
+    assert "count" in md("plugins").stdout
+
+
+@pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf"])
+def test_a_timeout_that_is_none_is_a_wrong_call(md, seconds):
+    done = md("count", "ws", "--source", "text.txt", "--timeout", seconds)
+    assert (done.returncode, "[bad-timeout]" in done.stderr) == (2, True)
+
+
+def test_an_empty_workspace_is_a_wrong_call(md):
+    done = md("count", "", "--source", "text.txt")
+    assert (done.returncode, "[bad-workspace]" in done.stderr) == (2, True)
+    assert sorted(p.name for p in md.work.iterdir()) == ["text.txt"]
+
+
+def test_nohup_keeps_a_stage_alive(md):
+    import signal
+
+    paths = os.pathsep.join([str(md.work.parent / "site"), str(Path(__file__).parents[2])])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mdcli", "count", "ws", "--source", "text.txt"],
+        cwd=md.work,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
+    while child.poll() is None:
+        child.send_signal(signal.SIGHUP)
+    assert (child.returncode, child.stdout.read()) == (0, b"ws\n")

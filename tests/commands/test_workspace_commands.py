@@ -68,7 +68,7 @@ def test_status_is_1_where_something_is_stale_and_why_says_what(ws, study, capsy
 def test_clean_removes_temporary_and_stale_files_and_keeps_what_a_person_edited(ws, capsys):
     from mdcli.commands.clean import clean
 
-    (ws / ".part-999999999-abcd-volume.nii").write_text("left by a killed run")
+    (ws / ".part-999999999-0123abcd-volume.nii").write_text("left by a killed run")
     series = ws / "series.json"
     series.write_text(series.read_text().replace("{", "{ ", 1))
     clean(ws, True)
@@ -82,7 +82,7 @@ def test_clean_removes_temporary_and_stale_files_and_keeps_what_a_person_edited(
 def test_clean_leaves_the_temporary_file_of_a_run_at_work(ws):
     from mdcli.commands.clean import clean
 
-    mine = ws / f".part-{os.getpid()}-abcd-volume.nii"
+    mine = ws / f".part-{os.getpid()}-0123abcd-volume.nii"
     mine.write_text("being written")
     clean(ws, False)
     assert mine.exists()
@@ -92,11 +92,11 @@ def test_purge_removes_pixels_and_keeps_records(ws, study):
     from mdcli.commands.purge import purge
 
     before = sorted(p for p in study.rglob("*") if p.is_file())
-    purge(ws)
+    purge(str(ws))
     assert not (ws / "volume.nii").exists()
     assert (ws / "geometry.json").exists() and (ws / "volume.record.json").exists()
     assert sorted(p for p in study.rglob("*") if p.is_file()) == before
-    purge(ws, everything=True)
+    purge(str(ws), everything=True)
     assert not ws.exists()
 
 
@@ -105,7 +105,7 @@ def test_purge_refuses_a_folder_that_is_no_workspace(tmp_path):
 
     (tmp_path / "volume.nii").write_text("somebody's")
     with pytest.raises(MissingError):
-        purge(tmp_path, everything=True)
+        purge(str(tmp_path), everything=True)
     assert (tmp_path / "volume.nii").exists()
 
 
@@ -199,10 +199,10 @@ def test_purge_keeps_what_a_person_edited_and_says_so(ws, capsys):
     from mdcli.commands.purge import purge
 
     (ws / "volume.nii").write_bytes(b"mine")
-    purge(ws)
+    purge(str(ws))
     assert (ws / "volume.nii").read_bytes() == b"mine"
     assert "volume.nii is a person's" in capsys.readouterr().err
-    purge(ws, edited=True)
+    purge(str(ws), edited=True)
     assert not (ws / "volume.nii").exists()
 
 
@@ -211,7 +211,7 @@ def test_after_purge_nothing_is_stale_and_clean_leaves_the_records(ws, capsys):
     from mdcli.commands.purge import purge
     from mdcli.commands.status import status
 
-    purge(ws)
+    purge(str(ws))
     status(ws)
     assert "purged" in capsys.readouterr().out
     clean(ws)
@@ -221,7 +221,7 @@ def test_after_purge_nothing_is_stale_and_clean_leaves_the_records(ws, capsys):
 def test_a_purged_volume_is_made_again_when_it_is_asked_for(ws):
     from mdcli.commands.purge import purge
 
-    purge(ws)
+    purge(str(ws))
     assert not run_stage(stage_of("load-volume"), ws).up_to_date
     assert (ws / "volume.nii").exists()
 
@@ -230,5 +230,90 @@ def test_purge_does_not_go_into_folders_that_are_no_children_of_the_workspace(ws
     from mdcli.commands.purge import purge
 
     run_chain(ws / "other", study, until="load-volume")
-    purge(ws)
+    purge(str(ws))
     assert (ws / "other" / "volume.nii").exists()
+
+
+def test_purge_all_takes_only_what_has_a_name_of_mds_and_says_what_stays(ws, capsys):
+    from mdcli.commands.purge import purge
+
+    for name in ("thesis.txt", "volume-report.pdf", ".part-my-essay.txt"):
+        (ws / name).write_text("mine")
+    (ws / "dicom").mkdir()
+    (ws / "dicom" / "source.dcm").write_text("a source")
+    purge(str(ws), everything=True)
+    assert {p.name for p in ws.iterdir()} == {"thesis.txt", "volume-report.pdf", ".part-my-essay.txt", "dicom"}
+    assert (ws / "dicom" / "source.dcm").exists()
+    assert "it also holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_purge_refuses_what_is_no_workspace_of_its_own(path, tmp_path, monkeypatch):
+    from mdcli.commands.purge import purge
+    from mdcli.errors import MdError
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "source.json").write_text('{"x": 1}') if path == "." else None
+    with pytest.raises(MdError):
+        purge(path, everything=True)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_purge_and_clean_do_not_follow_links_out_of_the_workspace(ws, study, tmp_path):
+    from mdcli.commands.clean import clean
+    from mdcli.commands.purge import purge
+
+    run_chain(tmp_path / "other", study, until="load-volume")
+    (ws / "linked").symlink_to(tmp_path / "other")
+    (ws / "masks").symlink_to(tmp_path / "other")
+    purge(str(ws))
+    clean(ws)
+    assert (tmp_path / "other" / "volume.nii").exists()
+
+
+def test_of_a_source_that_is_not_there_nobody_can_tell_and_clean_takes_nothing(tmp_path, capsys):
+    import shutil
+
+    from mdcli.commands.clean import clean
+    from mdcli.commands.status import status
+
+    source = canary_study(tmp_path / "mounted")
+    run_chain(tmp_path / "ws", source, until="load-volume")
+    shutil.move(source, tmp_path / "away")
+    status(tmp_path / "ws", why=True)
+    assert "unknown" in capsys.readouterr().out
+    clean(tmp_path / "ws")
+    assert (tmp_path / "ws" / "volume.nii").exists()
+
+
+def test_a_source_that_moved_is_found_again_without_reading_the_volume_anew(tmp_path):
+    import shutil
+
+    source = canary_study(tmp_path / "here")
+    run_chain(tmp_path / "ws", source, until="load-volume")
+    shutil.move(source, tmp_path / "there")
+    assert run_stage(stage_of("select-series"), tmp_path / "ws", dicom=tmp_path / "there").up_to_date
+    assert run_stage(stage_of("load-volume"), tmp_path / "ws").up_to_date
+
+
+def test_cases_do_not_give_a_workspace_another_patient(tmp_path):
+    from mdcli.commands.cases import cases
+
+    (tmp_path / "many" / "b").mkdir(parents=True)
+    cases(tmp_path / "many", tmp_path / "work")
+    (tmp_path / "many" / "a").mkdir()
+    with pytest.raises(PersonsFileError):
+        cases(tmp_path / "many", tmp_path / "work")
+
+
+def test_the_demo_writes_over_nothing_of_a_persons(tmp_path):
+    from mdcli.commands.demo import demo
+
+    for name in ("study/mine.dcm", "gold/gold.yaml"):
+        folder = tmp_path / name.replace("/", "_")
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("mine")
+        with pytest.raises(PersonsFileError):
+            demo(folder)
+        assert (folder / name).read_text() == "mine"
