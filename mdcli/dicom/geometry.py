@@ -38,6 +38,8 @@ TILT_DEGREES = 0.05
 """The slice vector may be off the normal by this much ..."""
 TILT_VOXELS = 0.1
 """... or shift the stack by this fraction of a pixel from the first to the last slice; beyond both the volume is sheared."""
+SETTING_OFF = 0.01
+"""How far a setting of the scanner (kV, repetition time, flip angle ...) may differ between slices, relative."""
 PLANE_DEGREES = 20.0
 """A normal within this angle of a patient axis is axial, coronal or sagittal, else oblique."""
 
@@ -50,6 +52,7 @@ TOLERANCES = {
     "pixel_spacing_off": PIXEL_SPACING_OFF,
     "tilt_degrees": TILT_DEGREES,
     "tilt_voxels": TILT_VOXELS,
+    "setting_off": SETTING_OFF,
     "plane_degrees": PLANE_DEGREES,
 }
 
@@ -80,16 +83,35 @@ _VOLUME_KEYWORDS = (
 )
 # What must be the same in every slice of one volume, wherever the slices lie.
 _ONE_VALUE_KEYWORDS = (
+    "SOPClassUID",
     "Modality",
+    "PatientPosition",
     "ImageType",
+    "KVP",
+    "ConvolutionKernel",
+    "ScanningSequence",
+    "SequenceName",
     "EchoNumbers",
     "EchoTime",
-    "DiffusionBValue",
-    "ConvolutionKernel",
+    "RepetitionTime",
     "InversionTime",
+    "FlipAngle",
+    "DiffusionBValue",
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "StackID",
     "PhotometricInterpretation",
     "Units",
     "RescaleType",
+)
+# What may change on the way through one volume (a helix in two parts, a thinner end), but not to and fro.
+_STEADY_KEYWORDS = ("AcquisitionNumber", "ContrastBolusAgent", "SeriesDescription", "TriggerTime", "SliceThickness")
+_FEW_RUNS = 3
+# A longer text where a number belongs may be anything, a name as well.
+_SHORT_TEXT = 16
+# Settings whose values are measured or rounded.
+_SETTINGS = frozenset(
+    ("KVP", "EchoTime", "RepetitionTime", "InversionTime", "FlipAngle", "TriggerTime", "SliceThickness")
 )
 # The patient axis that the normal follows, in the order x, y, z of LPS+.
 _PLANES = ("sagittal", "coronal", "axial")
@@ -189,7 +211,7 @@ def volume_geometry(instances: Sequence[Instance], *, single_slice: bool = False
         DataError: `no-position`, `no-orientation`, `no-spacing`, `bad-position`, `bad-orientation`, `bad-spacing`,
             `several-frames-of-reference`, `mixed-orientations`, `mixed-spacings`, `several-volumes`, `same-position`,
             `mixed-kinds`, `missing-slices`, `irregular-spacing`, `gantry-tilt`, `sheared-volume`, `single-slice`,
-            `no-slice-thickness`.
+            `no-slice-thickness`, `bad-slice-thickness`.
 
     Source: DICOM PS3.3 C.7.6.2.1.1: the pixel (column i, row j) lies at ImagePositionPatient + row cosine x column spacing x i +
     column cosine x row spacing x j; PixelSpacing is [row spacing, column spacing]. Slices are ordered by the projection of
@@ -210,11 +232,12 @@ def volume_geometry(instances: Sequence[Instance], *, single_slice: bool = False
     positions, sorted_instances = positions[order], [instances[n] for n in order]
     depths = positions @ normal
     _one_image_a_position(sorted_instances, depths)
+    _check_thickness(sorted_instances)
     _one_kind(sorted_instances)
 
     count = len(instances)
     made: tuple[str, ...] = ()
-    findings: list[Finding] = []
+    findings = _variation(sorted_instances)
     row_spacing, column_spacing = (float(v) for v in spacings.mean(axis=0))
     if count == 1:
         step, thickness = _single_slice(instances[0], normal, single_slice)
@@ -313,7 +336,9 @@ def _texts(value: Any) -> list[str]:
 
 
 def _frozen(value: Any) -> Hashable:
-    return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(v) for v in value)
+    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
 
 
 def _said(value: Any) -> str:
@@ -453,9 +478,59 @@ def _several_volumes(instances: Sequence[Instance], level: NDArray[np.int_]) -> 
     )
 
 
+def _values(instances: Sequence[Instance], keyword: str) -> list[Hashable]:
+    """Return one value an instance; settings that are `SETTING_OFF` apart count as the smallest of them."""
+    values = [_frozen(i.get(keyword)) for i in instances]
+    if keyword not in _SETTINGS:
+        return values
+    one: dict[Hashable, Hashable] = {}
+    start = math.nan
+    for number in sorted({v for v in values if isinstance(v, (int, float))}):
+        if not math.isclose(number, start, rel_tol=SETTING_OFF):
+            start = number
+        one[number] = start
+    return [one.get(v, v) for v in values]
+
+
 def _one_kind(instances: Sequence[Instance]) -> None:
     for keyword in _ONE_VALUE_KEYWORDS:
-        _same(instances, operator.methodcaller("get", keyword), "mixed-kinds", keyword)
+        if len(set(_values(instances, keyword))) > 1:
+            _same(instances, operator.methodcaller("get", keyword), "mixed-kinds", keyword)
+
+
+def _variation(instances: Sequence[Instance]) -> list[Finding]:
+    """Refuse sorted slices of two acquisitions that were put between one another; tell what changes along one volume."""
+    varying = []
+    for keyword in _STEADY_KEYWORDS:
+        values = _values(instances, keyword)
+        kinds, runs = len(set(values)), sum(1 for _ in itertools.groupby(values))
+        if runs > max(kinds, _FEW_RUNS):
+            listed = ", ".join(_said(v) for v in list(dict.fromkeys(values))[:8]) + (" ..." if kinds > 8 else "")
+            raise DataError(
+                "several-volumes",
+                f"{keyword} changes {runs - 1} times along the {len(values)} slices, between {kinds} values ({listed}): slices of "
+                "several volumes lie between one another",
+                volumes=kinds,
+                differs=[keyword],
+            )
+        if kinds > 1:
+            varying.append(f"{keyword} ({kinds} values)")
+    if not varying:
+        return []
+    text = f"{', '.join(varying)} not the same in all {len(instances)} slices of the volume"
+    return [Finding("varies-along-slices", text, {"keywords": len(varying)})]
+
+
+def _check_thickness(instances: Sequence[Instance]) -> None:
+    for instance in instances:
+        value = instance.get("SliceThickness")
+        if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
+            continue
+        said = _said(value)
+        raise DataError(
+            "bad-slice-thickness",
+            f"{shown(instance.path)} has SliceThickness {said if len(said) <= _SHORT_TEXT else 'that is no number'}",
+        )
 
 
 def _single_slice(instance: Instance, normal: NDArray[np.float64], allowed: bool) -> tuple[NDArray[np.float64], float]:
@@ -466,7 +541,7 @@ def _single_slice(instance: Instance, normal: NDArray[np.float64], allowed: bool
             hint="--single-slice takes SliceThickness as the spacing",
         )
     thickness = instance.get("SliceThickness")
-    if not isinstance(thickness, (int, float)) or not math.isfinite(thickness) or thickness <= 0:
+    if thickness is None or thickness <= 0:
         raise DataError("no-slice-thickness", f"{shown(instance.path)} has SliceThickness {_said(thickness)}")
     return normal * float(thickness), float(thickness)
 
