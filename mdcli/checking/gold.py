@@ -11,14 +11,18 @@ files:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mdcli.checking.compare import Identity, Tolerances
 from mdcli.errors import ConfigError, DataError, MissingError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 SCHEMA = "md.gold/1"
 GOLD_FILE = "gold.yaml"
@@ -26,21 +30,102 @@ LABEL_SUFFIXES = (".nii", ".nii.gz")
 SEG_SUFFIXES = (".dcm",)
 _LARGEST_BYTES = 1 << 20
 _HIGHEST = 1e6
-# What a SEG would carry of a patient into a gold folder. Source: DICOM PS3.15 table E.1-1.
-_IDENTIFYING = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "OtherPatientIDs",
-    "OtherPatientNames",
-    "OtherPatientIDsSequence",
-    "PatientBirthName",
-    "PatientMotherBirthName",
-    "PatientAddress",
-    "PatientTelephoneNumbers",
-    "MedicalRecordLocator",
-    "AccessionNumber",
+# What names a patient, a person, an institution, or their order or stay, beside every person's name (VR PN) and every private
+# attribute. Source: DICOM PS3.15 table E.1-1, of it what the modules of a SEG (PS3.3 A.51) and those of its sources can hold.
+# Study and instance identifiers are not in it: gold is compared by the UIDs of its sources.
+_IDENTIFYING = frozenset(
+    {
+        "PatientID",
+        "IssuerOfPatientID",
+        "IssuerOfPatientIDQualifiersSequence",
+        "SourcePatientGroupIdentificationSequence",
+        "GroupOfPatientsIdentificationSequence",
+        "OtherPatientIDs",
+        "OtherPatientIDsSequence",
+        "ReferencedPatientSequence",
+        "ReferencedPatientPhotoSequence",
+        "PatientBirthDate",
+        "PatientBirthTime",
+        "PatientBirthDateInAlternativeCalendar",
+        "PatientDeathDateInAlternativeCalendar",
+        "PatientAddress",
+        "PatientTelephoneNumbers",
+        "PatientTelecomInformation",
+        "PatientComments",
+        "AdditionalPatientHistory",
+        "CountryOfResidence",
+        "RegionOfResidence",
+        "MilitaryRank",
+        "BranchOfService",
+        "Occupation",
+        "PatientReligiousPreference",
+        "PatientInsurancePlanCodeSequence",
+        "InsurancePlanIdentification",
+        "MedicalRecordLocator",
+        "PatientInstitutionResidence",
+        "ScheduledPatientInstitutionResidence",
+        "CurrentPatientLocation",
+        "ConfidentialityConstraintOnPatientDataDescription",
+        "AccessionNumber",
+        "IssuerOfAccessionNumberSequence",
+        "AdmissionID",
+        "IssuerOfAdmissionID",
+        "IssuerOfAdmissionIDSequence",
+        "ServiceEpisodeID",
+        "ServiceEpisodeDescription",
+        "IssuerOfServiceEpisodeID",
+        "IssuerOfServiceEpisodeIDSequence",
+        "VisitComments",
+        "PlacerOrderNumberImagingServiceRequest",
+        "FillerOrderNumberImagingServiceRequest",
+        "OrderCallbackPhoneNumber",
+        "OrderCallbackTelecomInformation",
+        "OrderEntererLocation",
+        "RequestingService",
+        "ImagingServiceRequestComments",
+        "RequestAttributesSequence",
+        "StudyDescription",
+        "StudyComments",
+        "ReferringPhysicianAddress",
+        "ReferringPhysicianTelephoneNumbers",
+        "ReferringPhysicianIdentificationSequence",
+        "ConsultingPhysicianIdentificationSequence",
+        "PhysiciansOfRecordIdentificationSequence",
+        "PerformingPhysicianIdentificationSequence",
+        "PhysiciansReadingStudyIdentificationSequence",
+        "RequestingPhysicianIdentificationSequence",
+        "ScheduledPerformingPhysicianIdentificationSequence",
+        "IntendedRecipientsOfResultsIdentificationSequence",
+        "OperatorIdentificationSequence",
+        "ContentCreatorIdentificationCodeSequence",
+        "PersonIdentificationCodeSequence",
+        "PersonAddress",
+        "PersonTelephoneNumbers",
+        "PersonTelecomInformation",
+        "ResponsibleOrganization",
+        "HumanPerformerOrganization",
+        "VerifyingOrganization",
+        "CustodialOrganizationSequence",
+        "InstitutionName",
+        "InstitutionAddress",
+        "InstitutionCodeSequence",
+        "InstitutionalDepartmentName",
+        "InstitutionalDepartmentTypeCodeSequence",
+        "StationName",
+        "ScheduledStationName",
+        "PerformedStationName",
+        "ClinicalTrialSponsorName",
+        "ClinicalTrialProtocolID",
+        "ClinicalTrialProtocolName",
+        "ClinicalTrialSiteID",
+        "ClinicalTrialSiteName",
+        "ClinicalTrialSubjectID",
+        "ClinicalTrialSubjectReadingID",
+        "ClinicalTrialCoordinatingCenterName",
+    }
 )
+# The sequences of a SEG go half as deep; this bounds work, not use.
+_DEEPEST = 16
 
 
 @dataclass(frozen=True)
@@ -263,29 +348,64 @@ def gold_to_yaml(gold: Gold) -> str:
 
 
 def refuse_identifiable(path: Path) -> None:
-    """Refuse a DICOM object that says whose it is.
+    """Refuse a DICOM object that says whose it is, at any depth of its sequences.
 
-    Without a value in the patient's name, id, birth date and the like it is nobody's; with PatientIdentityRemoved
+    Without a value in what names a patient, a person or an institution it is nobody's; with PatientIdentityRemoved
     (0012,0062) YES the values are taken for the dummies that de-identification puts there.
 
     Raises:
-        DataError: `identifiable`, naming the attributes, never their values.
+        DataError: `identifiable`, naming the attributes, never their values; `seg-broken` where it can't be read to its ends.
     """
     import pydicom
 
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*_IDENTIFYING, "PatientIdentityRemoved"])
-
-    def raw(keyword: str) -> bytes:
-        # As it lies in the file: pydicom would warn of an invalid value by printing it.
-        value = header.get_item(keyword).value if keyword in header else b""
-        return value.strip(b" \0") if isinstance(value, bytes) else b"a sequence" if value else b""
-
-    if raw("PatientIdentityRemoved") == b"YES":
-        return
-    found = [keyword for keyword in _IDENTIFYING if raw(keyword)]
+    try:
+        with warnings.catch_warnings():
+            # pydicom warns of a bad value by printing it, whatever is in it.
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path, stop_before_pixels=True)
+            removed = "PatientIdentityRemoved" in header and _filled(header.get_item("PatientIdentityRemoved").value)
+            found = [] if removed == b"YES" else _identifying(header)
+    except OSError:
+        raise
+    except Exception as error:
+        # Damaged bytes make pydicom raise nearly anything, often with the bytes, which may be a patient's.
+        raise DataError("seg-broken", f"{path.name} can't be read ({type(error).__name__})") from error
     if found:
+        listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
         raise DataError(
             "identifiable",
-            f"{path.name} holds {', '.join(found)}: a gold folder holds nobody's identity",
+            f"{path.name} holds {listed}: a gold folder holds nobody's identity",
             hint="de-identify it (PatientIdentityRemoved YES), or keep label maps only",
         )
+
+
+def _identifying(header: Dataset) -> list[str]:
+    """Return the keywords of what identifies someone and has a value, each once."""
+    from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
+
+    found: dict[str, None] = {}
+    waiting = [(header, 0)]
+    while waiting:
+        dataset, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise ValueError("sequences in sequences without an end")
+        # As they lie in the file: nothing is made of a value that is not a sequence.
+        for tag, element in dataset.items():
+            if not _filled(element.value):
+                continue
+            if tag.is_private:
+                found["a private attribute"] = None
+                continue
+            unknown = element.VR in (None, "UN") and dictionary_has_tag(tag)
+            vr = dictionary_VR(tag) if unknown else element.VR
+            keyword = keyword_for_tag(tag)
+            if vr == "PN" or keyword in _IDENTIFYING:
+                found[keyword or str(tag)] = None
+            elif vr == "SQ":
+                waiting += [(item, depth + 1) for item in dataset[tag].value]
+    return list(found)
+
+
+def _filled(value: Any) -> Any:
+    """Return a raw value without its padding: false where there is none."""
+    return value.strip(b" \0") if isinstance(value, bytes) else value

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mdcli.checking.compare import Identity, Tolerances
 from mdcli.checking.gold import (
@@ -216,6 +217,7 @@ def test_the_segments_file_says_what_labels_are():
 
 def anonymous(seg):
     seg.PatientName = seg.PatientID = seg.PatientBirthDate = seg.AccessionNumber = ""
+    seg.ReferringPhysicianName = seg.OperatorsName = ""
 
 
 def flagged(seg):
@@ -227,19 +229,96 @@ def test_a_seg_of_nobody_may_be_gold(tmp_path, edit):
     refuse_identifiable(write_seg(tmp_path / "seg.dcm", series(), edit=edit))
 
 
-@pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "PatientBirthDate", "OtherPatientIDsSequence"])
+def sequence_with(keyword, value):
+    item = pydicom.Dataset()
+    setattr(item, keyword, value)
+    return [item]
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [
+        "PatientName",
+        "PatientID",
+        "PatientBirthDate",
+        "OtherPatientIDs",
+        "OtherPatientIDsSequence",
+        "PatientAddress",
+        "PatientTelephoneNumbers",
+        "PatientComments",
+        "ReferringPhysicianName",
+        "PerformingPhysicianName",
+        "RequestingPhysician",
+        "OperatorsName",
+        "ContentCreatorName",
+        "InstitutionName",
+        "InstitutionAddress",
+        "StationName",
+        "AdmissionID",
+        "StudyDescription",
+        "ClinicalTrialSubjectID",
+    ],
+)
 def test_a_seg_of_somebody_is_refused_without_saying_of_whom(tmp_path, keyword, recwarn):
     def edit(seg):
         anonymous(seg)
-        other = pydicom.Dataset()
-        other.PatientID = "CANARY"
-        setattr(seg, keyword, [other] if keyword.endswith("Sequence") else "19010203")
+        value = sequence_with("PatientID", "CANARY") if keyword.endswith("Sequence") else "19010203"
+        setattr(seg, keyword, value)
 
     path = write_seg(tmp_path / "seg.dcm", series(), edit=edit)
     with pytest.raises(DataError) as caught:
         refuse_identifiable(path)
     assert caught.value.code == "identifiable" and keyword in caught.value.message
     assert "CANARY" not in str(caught.value) and "19010203" not in str(caught.value)
+
+
+def name_the_institution_of_the_scanner(seg):
+    seg.ContributingEquipmentSequence[0].InstitutionName = "CANARY"
+
+
+def name_an_operator_deep_in_a_frame(seg):
+    purpose = seg.PerFrameFunctionalGroupsSequence[1].DerivationImageSequence[0].SourceImageSequence[0]
+    purpose.PurposeOfReferenceCodeSequence[0].OperatorsName = "CANARY"
+
+
+def add_a_private_text(seg):
+    seg.private_block(0x0011, "SOMEONE", create=True).add_new(1, "LO", "CANARY")
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        (name_the_institution_of_the_scanner, "InstitutionName"),
+        (name_an_operator_deep_in_a_frame, "OperatorsName"),
+        (add_a_private_text, "a private attribute"),
+    ],
+)
+def test_a_name_is_found_in_every_sequence_and_syntax(tmp_path, name, held, syntax):
+    def edit(seg):
+        anonymous(seg)
+        name(seg)
+
+    path = write_seg(tmp_path / "seg.dcm", series(), edit=edit)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path, implicit_vr=syntax.is_implicit_VR, little_endian=True)
+    with pytest.raises(DataError) as caught:
+        refuse_identifiable(path)
+    assert caught.value.code == "identifiable" and held in caught.value.message
+
+
+def test_sequences_without_an_end_are_no_gold(tmp_path):
+    def edit(seg):
+        anonymous(seg)
+        items = sequence_with("CodeValue", "1")
+        for _ in range(40):
+            items = sequence_with("ContentSequence", items)
+        seg.ContentSequence = items
+
+    with pytest.raises(DataError) as caught:
+        refuse_identifiable(write_seg(tmp_path / "seg.dcm", series(), edit=edit))
+    assert caught.value.code == "seg-broken"
 
 
 def test_a_birth_date_that_is_none_is_not_printed_in_a_warning(tmp_path, recwarn):

@@ -219,6 +219,7 @@ def test_a_gold_label_map_carries_no_text_of_its_header(run, tmp_path):
 
 def anonymous(seg) -> None:
     seg.PatientName = seg.PatientID = seg.PatientBirthDate = seg.AccessionNumber = ""
+    seg.ReferringPhysicianName = seg.OperatorsName = ""
 
 
 def test_a_seg_is_gold_only_where_it_names_nobody(run, tmp_path, capsys):
