@@ -6,6 +6,7 @@ when the stage has returned.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -228,7 +229,9 @@ class Workspace:
         if not path.exists():
             if not self.path.is_dir():
                 raise MissingError("no-workspace", f"there is no workspace {self.name}")
-            raise MissingError("no-artifact", f"{path.name} is not in workspace {self.name}", hint=_who_writes(kind))
+            near = difflib.get_close_matches(role, self.roles(), 1)
+            hint = _who_writes(kind) or (f"did you mean {near[0]}?" if near else None)
+            raise MissingError("no-artifact", f"{path.name} is not in workspace {self.name}", hint=hint)
         return path
 
     def read_volume(self, kind: str) -> Volume:

@@ -40,7 +40,7 @@ _COMMON: tuple[tuple[str, Any, Any, tuple[str, ...], str, bool], ...] = (
     ("rehash", bool, False, ("--rehash",), "Read files again whose size and time are as recorded.", False),
     ("timeout", Optional[float], None, ("--timeout",), "Seconds that one case may take.", False),  # noqa: UP045
     ("jobs", Optional[int], None, ("--jobs", "-j"), "Cores to use (default: all).", False),  # noqa: UP045
-    ("as_name", Optional[str], None, ("--as",), "Name for what is written: volume-NAME.nii.", False),  # noqa: UP045
+    ("as_name", Optional[str], None, ("--as",), "Name for what is written: KIND-NAME.", False),  # noqa: UP045
     ("use", Optional[list[str]], None, ("--use",), "What to read, such as volume=NAME; may repeat.", False),  # noqa: UP045
     ("log_format", Optional[LogFormat], None, ("--log-format",), "text or json, on standard error.", False),  # noqa: UP045
     ("verbose", bool, False, ("--verbose", "-v"), "Say more: reasons, and where defaults came from.", False),

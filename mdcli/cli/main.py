@@ -22,7 +22,8 @@ _HELP = """Take a trained model from DICOM in to DICOM out, in small stages.
 
 \b
     set -o pipefail
-    md select-series ws --dicom dicom/ | md load-volume - | md infer - --model ct-tissue | md write-seg -
+    md select-series ws --dicom dicom/ | md load-volume - |
+        md infer - --model ct-tissue | md write-seg -
 
 A case is a folder (WORKSPACE); every stage reads and writes its files there. `md demo` shows all of it.
 """
