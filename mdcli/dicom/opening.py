@@ -15,7 +15,8 @@ from typing import IO
 from mdcli.errors import DataError, MissingError
 
 _IN_ZIP = "!/"
-_AGAIN = "run md select-series again"
+SCAN_AGAIN = "run md select-series again, with --rehash --force"
+"""The way out where a source is not as scanned: --rehash sees what changed with size and time kept, --force an edited list."""
 
 
 def shown(text: str) -> str:
@@ -24,14 +25,22 @@ def shown(text: str) -> str:
     return clean if len(clean) <= 120 else clean[:117] + "..."
 
 
-def split_path(path: str) -> tuple[str, str | None]:
-    """Return the file that holds a path of `series.json` (empty where that is the root itself), and the member in it.
+def split_path(root: Path, path: str) -> tuple[str, str | None]:
+    """Return the file that holds a path of `series.json` (empty where that is the root itself), and the member in it, or None.
 
-    >>> split_path("ct/0001.dcm"), split_path("ct.zip!/0001.dcm"), split_path("!/0001.dcm")
-    (('ct/0001.dcm', None), ('ct.zip', '0001.dcm'), ('', '0001.dcm'))
+    A folder or a member may have `!` at its name's end as well: what is a file on disk tells.
+
+    Args:
+        root: the scanned folder or zip file.
+        path: as in `Instance`.
     """
-    name, mark, member = path.partition(_IN_ZIP)
-    return name, member if mark else None
+    at = path.find(_IN_ZIP)
+    while at >= 0:
+        name = path[:at]
+        if os.path.isfile(os.path.join(root, name) if name else root):
+            return name, path[at + len(_IN_ZIP) :]
+        at = path.find(_IN_ZIP, at + 1)
+    return path, None
 
 
 class OpenSource:
@@ -50,7 +59,7 @@ class OpenSource:
         while size >= 0 and len(data) < size:
             more = self._file.read(size - len(data))
             if not more:
-                raise DataError("source-changed", f"{self._name} is shorter than when it was scanned", hint=_AGAIN)
+                raise DataError("source-changed", f"{self._name} is shorter than when it was scanned", hint=SCAN_AGAIN)
             data += more
         return data
 
@@ -64,7 +73,7 @@ class OpenSource:
         while at < len(buffer):
             count = self._file.readinto(buffer[at:])  # type: ignore[attr-defined]
             if not count:
-                raise DataError("source-changed", f"{self._name} is shorter than when it was scanned", hint=_AGAIN)
+                raise DataError("source-changed", f"{self._name} is shorter than when it was scanned", hint=SCAN_AGAIN)
             at += count
 
 
@@ -107,16 +116,16 @@ class SourceFiles:
             MissingError: `source-missing`.
             DataError: `source-changed` where the size is another, `source-unreadable`.
         """
-        name, member = split_path(path)
+        name, member = split_path(self.root, path)
         try:
             file = self._open_file(name) if member is None else self._open_member(name, member)
             with file[0] as stream:
                 if file[1] != size:
                     text = f"{shown(path)} has {file[1]} bytes, {size} when it was scanned"
-                    raise DataError("source-changed", text, hint=_AGAIN)
+                    raise DataError("source-changed", text, hint=SCAN_AGAIN)
                 yield OpenSource(stream, shown(path))
         except (FileNotFoundError, NotADirectoryError, KeyError):
-            raise MissingError("source-missing", f"{shown(path)} is gone since it was scanned", hint=_AGAIN) from None
+            raise MissingError("source-missing", f"{shown(path)} is gone since it was scanned", hint=SCAN_AGAIN) from None
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             why = getattr(error, "strerror", None) or type(error).__name__
             raise DataError("source-unreadable", f"{shown(path)} can't be read: {why}") from error
@@ -134,7 +143,7 @@ class SourceFiles:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             os.close(handle)
-            raise DataError("source-changed", f"{shown(name)} is no regular file any more", hint=_AGAIN)
+            raise DataError("source-changed", f"{shown(name)} is no regular file any more", hint=SCAN_AGAIN)
         return os.fdopen(handle, "rb", buffering=0), status.st_size
 
     def _open_member(self, name: str, member: str) -> tuple[IO[bytes], int]:

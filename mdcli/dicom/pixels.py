@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from mdcli.dicom.codecs import SYNTAXES, decode
 from mdcli.dicom.finding import Finding
+from mdcli.dicom.headers import KEYWORDS, Skipped, read_instance
 from mdcli.dicom.instance import Instance
-from mdcli.dicom.opening import SourceFiles, shown
+from mdcli.dicom.opening import SCAN_AGAIN, SourceFiles, shown
 from mdcli.errors import DataError
 
 MOST_PER_COMPRESSED_BYTE = 1000
@@ -337,8 +338,8 @@ def read_slice(
         out: (rows, columns), contiguous, of the type that `container` gave: takes the stored values.
 
     Raises:
-        DataError: `source-changed` where size or header are not as scanned; `padding-out-of-range`; those of `decode`,
-            `deflate-bomb`; each names the file.
+        DataError: `source-changed` where size or header are not as scanned; `bad-artifact` where the instance is not what its
+            header says; `padding-out-of-range`; those of `decode`, `deflate-bomb`; each names the file.
         MissingError: `source-missing`.
     """
     form = SYNTAXES[layout.syntax].form
@@ -350,7 +351,7 @@ def read_slice(
         if form in ("raw", "big"):
             header = file.read(instance.pixel_offset or 0)
             digest.update(header)
-            _check_header(instance, digest.hexdigest())
+            _check_header(instance, header, digest.hexdigest())
             pixels = plane.data.cast("B")
             file.fill(pixels)
             digest.update(pixels)
@@ -359,7 +360,7 @@ def read_slice(
             data = file.read()
             offset = len(data) if instance.pixel_offset is None else instance.pixel_offset
             digest.update(memoryview(data)[:offset])
-            _check_header(instance, digest.hexdigest())
+            _check_header(instance, data if instance.pixel_offset is None else data[:offset], digest.hexdigest())
             digest.update(memoryview(data)[offset:])
     try:
         if form == "deflated":
@@ -398,12 +399,22 @@ def file_digest(files: SourceFiles, instance: Instance) -> str:
     return digest.hexdigest()
 
 
-def _check_header(instance: Instance, sha256: str) -> None:
+def _check_header(instance: Instance, header: bytes, sha256: str) -> None:
+    """Refuse a file whose header is not as scanned, and an instance that does not say what its header says."""
+    name = shown(instance.path)
     if sha256 != instance.header_sha256:
-        hint = "run md select-series again"
-        raise DataError(
-            "source-changed", f"{shown(instance.path)} has another header than when it was scanned", hint=hint
-        )
+        raise DataError("source-changed", f"{name} has another header than when it was scanned", hint=SCAN_AGAIN)
+    found = read_instance(header, instance.path)
+    if isinstance(found, Skipped):
+        raise DataError("bad-artifact", f"series.json has the pixels of {name} where they are not", hint=SCAN_AGAIN)
+    keywords = found.attributes.keys() | (instance.attributes.keys() & KEYWORDS.keys())
+    absent = object()
+    odd = sorted(k for k in keywords if found.attributes.get(k, absent) != instance.attributes.get(k, absent))
+    if (found.pixel_offset, found.pixel_length) != (instance.pixel_offset, instance.pixel_length):
+        odd.append("PixelData")
+    if odd:
+        text = f"series.json does not say what the header of {name} says: {', '.join(odd[:8])}"
+        raise DataError("bad-artifact", text, hint=SCAN_AGAIN)
 
 
 def _inflated(data: bytes, layout: Layout) -> NDArray[Any]:

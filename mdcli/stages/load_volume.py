@@ -208,7 +208,7 @@ def sources(ws: Workspace, params: Params) -> Sources:
         with SourceFiles(root) as files:
             return _digest_of({i.path: file_digest(files, i) for i in instances_from_json(document)})
 
-    return Sources(root, tuple(sorted({split_path(path)[0] for path in paths})), digest)
+    return Sources(root, tuple(sorted({split_path(root, path)[0] for path in paths})), digest)
 
 
 def preload(params: Params) -> None:

@@ -55,7 +55,7 @@ def _sources(ws: Workspace, params: Params) -> Sources:
 
         return open_sources(root, files).digest
 
-    return Sources(root, tuple(sorted({split_path(path)[0] for path, _ in files})), digest)
+    return Sources(root, tuple(sorted({split_path(root, path)[0] for path, _ in files})), digest)
 
 
 def _now() -> datetime:

@@ -22,11 +22,22 @@ def content(files, path, size):
     [
         ("ct/1.dcm", ("ct/1.dcm", None)),
         ("ct.zip!/a/1.dcm", ("ct.zip", "a/1.dcm")),
-        ("!/1.dcm", ("", "1.dcm")),
+        ("ct.zip!/a!/1.dcm", ("ct.zip", "a!/1.dcm")),
+        ("x!/1.dcm", ("x!/1.dcm", None)),
+        ("x!/in.zip!/1.dcm", ("x!/in.zip", "1.dcm")),
+        ("gone.zip!/1.dcm", ("gone.zip!/1.dcm", None)),
     ],
 )
-def test_a_path_is_a_file_and_perhaps_a_member(path, expected):
-    assert split_path(path) == expected
+def test_a_path_is_a_file_and_perhaps_a_member_by_what_is_on_disk(tmp_path, path, expected):
+    (tmp_path / "x!").mkdir()
+    for name in ("ct.zip", "x!/in.zip"):
+        (tmp_path / name).write_bytes(b"PK")
+    assert split_path(tmp_path, path) == expected
+
+
+def test_a_member_of_a_zip_file_that_is_the_root_has_no_name_before_it(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    assert split_path(tmp_path / "a.zip", "!/1.dcm") == ("", "1.dcm")
 
 
 def test_files_and_zip_members_are_read_alike(tmp_path):

@@ -130,6 +130,57 @@ def test_the_expected_number_of_instances_is_held_against_what_is_there(tmp_path
     assert load(ws, expect_instances=6)[1]["completeness"]["status"] == "complete"
 
 
+@pytest.mark.parametrize("syntax", [LITTLE, *COMPRESSED.values(), UNCOMPRESSED["deflated"]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pixel_spacing": [3.0, 1.5]},
+        {"rescale_intercept": 0.0},
+        {"image_orientation_patient": [-1.0, 0.0, 0.0, 0.0, 1.0, 0.0]},
+        {"series_instance_uid": "1.2.3"},
+        {"kvp": 120.0},
+        {"modality": "MR"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_list_of_instances_that_was_edited_does_not_overrule_the_headers(tmp_path, change, syntax):
+    ws = workspace(tmp_path / "ws", write_series(tmp_path / "d", stored(3), syntax, BitsStored=12))
+    document = json.loads((ws / "series.json").read_text())
+    document["common"] |= change
+    (ws / "series.json").write_text(json.dumps(document))
+    error = refused(ws)
+    assert (type(error), error.code) == (DataError, "bad-artifact")
+
+
+def test_an_attribute_taken_out_of_the_list_is_missed(tmp_path):
+    folder = write_series(tmp_path / "d", stored(3), RescaleType="US", RescaleSlope=2.0)
+    ws = workspace(tmp_path / "ws", folder)
+    document = json.loads((ws / "series.json").read_text())
+    del document["common"]["rescale_type"]
+    (ws / "series.json").write_text(json.dumps(document))
+    error = refused(ws)
+    assert (error.code, "RescaleType" in error.message) == ("bad-artifact", True)
+
+
+def test_pixels_are_not_read_from_elsewhere_in_the_file(tmp_path):
+    folder = write_series(tmp_path / "d", stored(3))
+    ws = workspace(tmp_path / "ws", folder)
+    document = json.loads((ws / "series.json").read_text())
+    for item in document["instances"]:
+        item["pixel_offset"] -= 200
+        header = (folder / item["path"]).read_bytes()[: item["pixel_offset"]]
+        item["header_sha256"] = hashlib.sha256(header).hexdigest()
+    (ws / "series.json").write_text(json.dumps(document))
+    assert refused(ws).code == "bad-artifact"
+
+
+def test_a_folder_whose_name_looks_like_a_zip_files_is_a_folder(tmp_path):
+    write_series(tmp_path / "all" / "x!", stored(3))
+    ws = workspace(tmp_path / "ws", tmp_path / "all")
+    np.testing.assert_array_equal(load(ws)[0].array, stored(3).astype(int) - 1024)
+    assert run_stage(load_volume.STAGE, ws).up_to_date
+
+
 def test_holes_in_the_numbering_are_a_warning(tmp_path):
     folder = write_series(tmp_path / "d", stored(4), InstanceNumber=[1, 2, 5, 6])
     reporter = ListReporter()
