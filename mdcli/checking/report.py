@@ -5,13 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from mdcli.checking.compare import DEFINITIONS, FileResult, LabelResult, Problem
 from mdcli.checking.seg import printable
+from mdcli.errors import MissingError, UsageError
 
 SCHEMA = "md.verify/1"
+
+
+def check_target(path: Path, option: str) -> None:
+    """Refuse a place where no report can be written, before the work for it is done.
+
+    Raises:
+        UsageError: `bad-path` for a folder.
+        MissingError: `no-folder`.
+    """
+    if path.is_dir():
+        raise UsageError("bad-path", f"{option}: {printable(path.name)} is a folder, not a file")
+    if not path.parent.is_dir():
+        raise MissingError("no-folder", f"{option}: there is no folder to put {printable(path.name)} into")
 
 
 def verify_json(results: Sequence[FileResult]) -> dict[str, Any]:

@@ -51,6 +51,11 @@ def profile(
     from mdcli.execution import pss_mib
     from mdcli.records import storage_errors, write_whole
 
+    if json_file is not None:
+        # The module it lies in loads what comparing needs: only for who wants a report.
+        from mdcli.checking.report import check_target
+
+        check_target(json_file, "--json")
     if not hasattr(os, "wait4"):
         raise UnavailableError("no-measure", "this system does not say what a process used")
     memory = "pss" if pss_mib(os.getpid()) > 0 else "maxrss"
@@ -204,7 +209,8 @@ def _print(report: dict[str, Any]) -> None:
     # Wider than most terminals, so that no column is folded away; the table takes what it needs.
     console = Console(highlight=False, soft_wrap=True, width=200)
     console.print(table)
-    console.print(Text(f"median of {report['runs']} runs after a warm-up", style="dim"))
+    runs = report["runs"]
+    console.print(Text(f"{f'median of {runs} runs' if runs > 1 else 'one run'} after a warm-up", style="dim"))
     for name, text in report["definitions"].items():
         console.print(Text(f"{name}: {text}", style="dim"))
 

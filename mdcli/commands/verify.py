@@ -46,9 +46,12 @@ def verify(
         raise UsageError("usage", "--file goes with --write-gold; gold.yaml lists what is compared")
 
     from mdcli.checking.gold import GOLD_FILE, read_gold
-    from mdcli.checking.report import junit_xml, verify_json
+    from mdcli.checking.report import check_target, junit_xml, verify_json
     from mdcli.records import storage_errors, write_whole
 
+    for path, option in ((json_file, "--json"), (junit, "--junit")):
+        if path is not None:
+            check_target(path, option)
     results = [_compare(run, gold, entry) for entry in read_gold(gold / GOLD_FILE).files]
     report = json.dumps(verify_json(results), indent=1, allow_nan=False).encode() + b"\n"
     for path, data in ((json_file, report), (junit, junit_xml(results))):
@@ -195,7 +198,8 @@ def _write_gold(run: Path, gold: Path, names: list[str] | None) -> None:
     part = gold.with_name(f"{PART}{secrets.token_hex(4)}-{gold.name}")
     try:
         with storage_errors(gold.name):
-            part.mkdir(mode=0o700, parents=True)
+            gold.parent.mkdir(parents=True, exist_ok=True)
+            part.mkdir(mode=0o700)
             entries = []
             for name in checked:
                 (part / name).parent.mkdir(parents=True, exist_ok=True)

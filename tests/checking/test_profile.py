@@ -35,6 +35,15 @@ def test_the_median_over_runs_is_of_the_sum_over_cases():
     assert stage["spans"]["write"] == {"median": 0.0, "min": 0.0, "max": 1.0}
 
 
+def test_the_total_peak_is_no_less_than_that_of_any_stage():
+    runs = [
+        Run(1.0, 1.0, 25.0, (line("load", 1.0, {}, 40.0), line("infer", 1.0, {}, 30.0))),
+        Run(1.0, 1.0, None, (line("load", 1.0, {}, 20.0), line("infer", 1.0, {}, None))),
+        Run(1.0, 1.0, 90.0, (line("load", 1.0, {}, 20.0),)),
+    ]
+    assert summarise(runs, "pss", MACHINE)["total"]["peak_memory_mib"] == {"median": 40.0, "min": 20.0, "max": 90.0}
+
+
 def test_a_memory_that_was_not_sampled_is_null_and_the_way_of_measuring_is_stated():
     report = summarise([Run(0.01, 0.01, None, (line("a", 1.0, {}, None),))], "maxrss", MACHINE)
     jsonschema.validate(report, SCHEMA)

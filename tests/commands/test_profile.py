@@ -52,6 +52,23 @@ def test_stages_and_spans_are_taken_from_what_the_stages_note(tmp_path, capsys):
     assert "load-volume" in out and "decode" in out and "wall_seconds: " in out
 
 
+@pytest.mark.parametrize(("runs", "line"), [(1, "one run after a warm-up"), (2, "median of 2 runs after a warm-up")])
+def test_it_says_over_how_many_runs(tmp_path, capsys, runs, line):
+    profile(tmp_path, "true", runs=runs)
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(("target", "status"), [("folder", 2), ("none/x.json", 66), ("file/x.json", 66)])
+def test_a_report_that_can_not_be_written_is_told_before_anything_runs(tmp_path, capsys, monkeypatch, target, status):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").touch()
+    assert md(["profile", "--json", target, "--", "touch", "ran"]) == status
+    assert not Path("ran").exists()
+    err = capsys.readouterr().err
+    assert "--json" in err and ".part" not in err
+
+
 def test_stages_are_told_to_run_though_up_to_date_but_never_forced(tmp_path):
     code = "import os, sys; sys.exit(os.environ.get('MD_REDO') != '1' or 'MD_FORCE' in os.environ)"
     assert profile(tmp_path, sys.executable, "-c", code)[0] == 0

@@ -258,6 +258,22 @@ def test_a_wrong_call_is_told(run, tmp_path, more, status):
     assert not (tmp_path / "gold").exists()
 
 
+@pytest.mark.parametrize("option", ["--json", "--junit"])
+@pytest.mark.parametrize(("target", "status"), [("folder", 2), ("none/x", 66), ("file/x", 66)])
+def test_a_report_that_can_not_be_written_is_told_by_its_option(run, gold, tmp_path, capsys, option, target, status):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    assert verify(run, gold, option, str(tmp_path / target)) == status
+    err = capsys.readouterr().err
+    assert option in err and ".part" not in err
+
+
+def test_a_gold_folder_that_can_not_be_made_is_told_without_a_temporary_name(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert verify(run, tmp_path / "file" / "gold", "--write-gold") == 2
+    assert ".part" not in capsys.readouterr().err
+
+
 def test_a_run_without_a_label_map_makes_no_gold(tmp_path):
     (tmp_path / "run").mkdir()
     assert verify(tmp_path / "run", tmp_path / "gold", "--write-gold") == 66
