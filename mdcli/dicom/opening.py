@@ -15,7 +15,7 @@ from typing import IO
 from mdcli.errors import DataError, MissingError
 
 _IN_ZIP = "!/"
-SCAN_AGAIN = "run md select-series again, with --rehash --force"
+SCAN_AGAIN = "scan again: md select-series ... --dicom PATH --rehash --force"
 """The way out where a source is not as scanned: --rehash sees what changed with size and time kept, --force an edited list."""
 
 
