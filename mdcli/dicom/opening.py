@@ -37,7 +37,8 @@ def split_path(root: Path, path: str) -> tuple[str, str | None]:
     at = path.find(_IN_ZIP)
     while at >= 0:
         name = path[:at]
-        if os.path.isfile(os.path.join(root, name) if name else root):
+        # Path.is_file raises where a name is too long.
+        if os.path.isfile(f"{root}{os.sep}{name}" if name else root):  # noqa: PTH113
             return name, path[at + len(_IN_ZIP) :]
         at = path.find(_IN_ZIP, at + 1)
     return path, None
@@ -125,7 +126,9 @@ class SourceFiles:
                     raise DataError("source-changed", text, hint=SCAN_AGAIN)
                 yield OpenSource(stream, shown(path))
         except (FileNotFoundError, NotADirectoryError, KeyError):
-            raise MissingError("source-missing", f"{shown(path)} is gone since it was scanned", hint=SCAN_AGAIN) from None
+            raise MissingError(
+                "source-missing", f"{shown(path)} is gone since it was scanned", hint=SCAN_AGAIN
+            ) from None
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
             why = getattr(error, "strerror", None) or type(error).__name__
             raise DataError("source-unreadable", f"{shown(path)} can't be read: {why}") from error

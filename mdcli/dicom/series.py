@@ -253,15 +253,22 @@ def _is_by_md(instance: Instance) -> bool:
     return by_equipment or str(instance.get("ImplementationVersionName", "")).startswith("MDCLI")
 
 
-def series_to_json(instances: Sequence[Instance]) -> dict[str, Any]:
+def series_to_json(
+    instances: Sequence[Instance],
+    copies: Iterable[tuple[Instance, Instance]] = (),
+    strangers: Iterable[Instance] = (),
+) -> dict[str, Any]:
     """Return one series as `series.json` (`md.series/1`) holds it.
 
     Args:
         instances: at least one, all of one series. Attributes that are not in `KEYWORDS` are left out.
+        copies: (dropped, kept) pairs, as `drop_copies` returns them.
+        strangers: objects of the series that are no images, as `without_strangers` returns them.
 
     Returns:
         `series`: what identifies it, by its first instance; `common`: the attributes that are equal in all instances;
-        `instances`: the rest, each with path, size, pixel_offset, pixel_length, header_sha256, attributes.
+        `instances`: the rest, each with path, size, pixel_offset, pixel_length, header_sha256, attributes; `dropped`: the files of
+        the series that were left out.
     """
     first = instances[0].attributes
     common = {
@@ -288,7 +295,27 @@ def series_to_json(instances: Sequence[Instance]) -> dict[str, Any]:
             }
             for instance in instances
         ],
+        "dropped": [
+            *(_dropped(copy, "exact-copy") | {"copy_of": kept.path} for copy, kept in copies),
+            *(_dropped(stranger, "not-image") for stranger in strangers),
+        ],
     }
+
+
+def _dropped(instance: Instance, reason: str) -> dict[str, Any]:
+    return {"path": instance.path, "sop_instance_uid": instance.get("SOPInstanceUID"), "reason": reason}
+
+
+def dropped_from_json(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the files that `series_to_json` was told were left out.
+
+    Raises:
+        DataError: `bad-artifact` where the document is not what `series_to_json` writes.
+    """
+    dropped = document.get("dropped", [])
+    if not isinstance(dropped, list) or not all(isinstance(item, dict) for item in dropped):
+        raise DataError("bad-artifact", f"series.json is no {SCHEMA}: dropped is no list of files")
+    return dropped
 
 
 def instances_from_json(document: Mapping[str, Any]) -> list[Instance]:

@@ -40,10 +40,11 @@ def run(ws: Workspace, params: Params) -> None:
         rescale_of,
     )
     from mdcli.dicom.reading import read_stored
-    from mdcli.dicom.series import instances_from_json
+    from mdcli.dicom.series import dropped_from_json, instances_from_json
 
     with ws.span("check"):
-        instances = instances_from_json(ws.read_json("series"))
+        listed = ws.read_json("series")
+        instances = instances_from_json(listed)
         root = ws.source_root("series")
         check_single_frames(instances)
         whole = completeness(instances, params.expect_instances)
@@ -68,9 +69,15 @@ def run(ws: Workspace, params: Params) -> None:
             for slab in modality_slabs(stored, rescale, dtype):
                 out.write(slab)
     document = _document(slices, plans, reads, geometry, rescale)
-    document |= {"completeness": whole, "padding": _padding(paddings, reads, rescale), "dropped": []}
-    if document["lossy"]:
-        ws.warn("lossy-source", f"{document['lossy']['slices']} of {len(slices)} slices were compressed with loss")
+    document |= {"completeness": whole, "padding": _padding(paddings, reads, rescale)}
+    document["dropped"] = dropped_from_json(listed)
+    if lossy := document["lossy"]:
+        how = (
+            "were compressed with loss"
+            if lossy["certain"]
+            else "are encoded in a way that allows loss; no header says more"
+        )
+        ws.warn("lossy-source", f"{lossy['slices']} of {len(slices)} slices {how}")
     ws.write_json("geometry", {"schema": "md.geometry/1", **document})
 
 

@@ -93,7 +93,7 @@ def run(ws: Workspace, params: Params) -> None:
     if copies:
         ws.note("exact-copies", f"{len(copies)} files are exact copies of others and were left out", files=len(copies))
     with ws.span("write"):
-        ws.write_json("series", series_to_json(kept))
+        ws.write_json("series", series_to_json(kept, copies, strangers))
         ws.set_source_root("series", listing.root)
     ws.sources_digest(_digest(found))
 

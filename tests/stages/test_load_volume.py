@@ -197,6 +197,35 @@ def test_a_lossy_source_is_a_warning_and_recorded(tmp_path):
     assert "lossy-source" in reporter.codes("warning")
 
 
+def test_loss_that_only_the_transfer_syntax_allows_is_not_called_certain(tmp_path):
+    values = stored(3)
+    folder = write_series(tmp_path / "d", values, COMPRESSED["jpeg-2000"], BitsStored=12)
+    for path in folder.iterdir():
+        # From JPEG 2000 Lossless Only (...4.90) to JPEG 2000 (...4.91).
+        path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.4.91"))
+    reporter = ListReporter()
+    _, geometry = load(workspace(tmp_path / "ws", folder), reporter)
+    assert (geometry["lossy"]["slices"], geometry["lossy"]["certain"]) == (3, False)
+    (said,) = [event["message"] for event in reporter.events if event["code"] == "lossy-source"]
+    assert "allows loss" in said
+    assert "were compressed" not in said
+
+
+def test_files_that_were_left_out_are_named(tmp_path):
+    folder = write_series(tmp_path / "d", stored(3))
+    first = min(p.name for p in folder.iterdir())
+    (folder / "copy.dcm").write_bytes((folder / first).read_bytes())
+    ws = tmp_path / "ws"
+    run_stage(select_series.STAGE, ws, dicom=folder)
+    _, geometry = load(ws)
+    (dropped,) = geometry["dropped"]
+    assert (dropped["reason"], {dropped["path"], dropped["copy_of"]}) == ("exact-copy", {"copy.dcm", first})
+    series = json.loads((ws / "series.json").read_text())
+    assert series["dropped"] == [dropped]
+    jsonschema.validate(geometry, json.loads((SCHEMAS / "geometry.json").read_text()))
+    jsonschema.validate(series, json.loads((SCHEMAS / "series.json").read_text()))
+
+
 def test_pixels_that_changed_since_the_last_load_are_loaded_again(tmp_path):
     folder = write_series(tmp_path / "d", stored(), BitsStored=12)
     ws = workspace(tmp_path / "ws", folder)
