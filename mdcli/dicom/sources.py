@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -96,6 +96,28 @@ class _Bounded:
         return self._stream.read(size) if size else b""
 
 
+def read_headers(
+    opened: SourceFiles, files: Sequence[tuple[str, int]], extra: Mapping[str, tuple[int, str, bool]]
+) -> Iterator[Instance]:
+    """Read the headers of a series again, one after another.
+
+    Args:
+        opened: the scanned folder or zip file.
+        files: (path, size in bytes) as `series.json` has them, in the order wanted.
+        extra: more attributes to read, as in `mdcli.dicom.headers.KEYWORDS`.
+
+    Raises:
+        MissingError: `source-missing`.
+        DataError: `source-unreadable`; `source-changed` for another size.
+    """
+    for k, (path, size) in enumerate(files):
+        with opened.open(path, size) as stream:
+            found = read_instance(_Bounded(stream, size), path, extra, size=size)  # type: ignore[arg-type]
+        if isinstance(found, Skipped):
+            raise DataError("source-unreadable", f"source {k + 1} of {len(files)} can't be used: {found.message}")
+        yield found
+
+
 def open_sources(root: Path, files: Sequence[tuple[str, int]]) -> Sources:
     """Read the headers of a series again.
 
@@ -115,11 +137,7 @@ def open_sources(root: Path, files: Sequence[tuple[str, int]]) -> Sources:
     slices = []
     digest = hashlib.sha256()
     with SourceFiles(root) as opened:
-        for k, (path, size) in enumerate(files):
-            with opened.open(path, size) as stream:
-                found = read_instance(_Bounded(stream, size), path, _PATIENT, size=size)  # type: ignore[arg-type]
-            if isinstance(found, Skipped):
-                raise DataError("source-unreadable", f"source {k + 1} of {len(files)} can't be used: {found.message}")
+        for k, found in enumerate(read_headers(opened, files, _PATIENT)):
             first = first or found
             for keyword in _SHARED:
                 if found.get(keyword) != first.get(keyword):

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -244,6 +245,7 @@ def _bad(place: str, message: str, hint: str | None = None) -> NoReturn:
     raise ConfigError("bad-card", f"{place}: {message}", hint=hint)
 
 
+@lru_cache(maxsize=8)
 def read_card(text: str, name: str = CARD_FILE) -> Card:
     """Return the card that a `model.yaml` says.
 
@@ -264,12 +266,14 @@ def read_card(text: str, name: str = CARD_FILE) -> Card:
     return card
 
 
-def find_model(name_or_path: str, folders: Sequence[Path]) -> ModelFolder:
+def find_model(name_or_path: str, folders: Sequence[Path], *, onnx: bool = True) -> ModelFolder:
     """Return a model by its name or its path.
 
     Args:
         name_or_path: a name is looked up in `folders`; a path is a folder with `model.yaml`, that file, or a network beside it.
         folders: each holds models as `NAME/model.yaml`; the first that has the name wins.
+        onnx: the network is ONNX whatever its file is called, and the files of its weights are looked for; False: only where it is
+            called `*.onnx`.
 
     Raises:
         MissingError: `no-model`; `no-network` where the card's network is not there.
@@ -299,7 +303,7 @@ def find_model(name_or_path: str, folders: Sequence[Path]) -> ModelFolder:
     folder = card_path.parent
     network = _inside(folder, card.network, card_path.name)
     files = [card_path, network]
-    if network.suffix == ".onnx":
+    if onnx or network.suffix == ".onnx":
         # The locations are relative to the network's own folder (onnx.proto, TensorProto.external_data).
         files += [_inside(network.parent, name, network.name, folder) for name in sorted(external_files(network))]
     lines = sorted((file.resolve().relative_to(folder.resolve()).as_posix(), _sha256(file)) for file in files)

@@ -16,6 +16,7 @@ from mdcli.errors import DataError
 from mdcli.inference.card import Output
 from mdcli.inference.grid import Grid
 from mdcli.inference.preprocess import interpolate
+from mdcli.inference.windows import refuse_overflow
 
 Floats = NDArray[np.float32]
 Labels = NDArray[Any]
@@ -109,7 +110,9 @@ def _refuse_overlap(scores: Floats, least: float) -> None:
 def activate(scores: Floats, output: Output) -> Floats:
     """Turn scores (C, k, j, i) into probabilities in place, as the card says."""
     if output.activation == "softmax":
-        scores -= scores.max(axis=0)
+        # A difference of two large scores overflows to minus infinity and the probability to 0, which is right.
+        with np.errstate(over="ignore"):
+            scores -= scores.max(axis=0)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=0)
     elif output.activation == "sigmoid":
@@ -168,7 +171,7 @@ class Inverter:
             Labels (k, j, i), contiguous, uint8 or uint16.
 
         Raises:
-            DataError: `overlap`.
+            DataError: `overlap`; `nan-in-output` where finite scores can't be interpolated.
         """
         if self.early:
             yield from self.labels(first, highest_channel(scores, self._output))
@@ -200,7 +203,8 @@ class Inverter:
                     plane: Floats = before[channel] if row < first else scores[channel, row - first]
                     return plane
 
-                values = interpolate(plane_at, samples, j, i, shape[1:])
+                with refuse_overflow():
+                    values = interpolate(plane_at, samples, j, i, shape[1:])
                 highest.add(values, channel + int(sigmoid))
                 if claims is not None:
                     claims += values >= 0.5

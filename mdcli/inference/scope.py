@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,29 @@ from mdcli.inference.card import ATTRIBUTES, Bound, Card
 ANY_UNIT = "arbitrary"
 
 
+# What is held against a bound and never said.
+PATIENT = frozenset({"patient_age", "patient_sex"})
+_MAX_VALUES = 5
+
+
 @dataclass(frozen=True)
 class Violation:
-    """One attribute that is out of the model's scope."""
+    """One attribute that is out of the model's scope.
+
+    Attributes:
+        attribute: its name in `accepts`.
+        values: what lies outside, each different one once, at most 5; of the patient's age and sex only that it does.
+        bound: what the model takes, in words.
+        where: ` in N of M images` where not all are outside, else empty.
+    """
 
     attribute: str
-    value: Any
+    values: tuple[Any, ...]
     bound: str
+    where: str = ""
 
     def __str__(self) -> str:
-        return f"{self.attribute} is {_shown(self.value)}, the model takes {self.bound}"
+        return f"{self.attribute} is {' and '.join(map(_shown, self.values))}{self.where}, the model takes {self.bound}"
 
 
 def check_unit(card: Card, unit: str | None) -> None:
@@ -42,24 +55,43 @@ def check_unit(card: Card, unit: str | None) -> None:
         )
 
 
-def check_scope(accepts: Mapping[str, Bound], facts: Mapping[str, Any]) -> tuple[list[Violation], list[str]]:
+def check_scope(accepts: Mapping[str, Bound], facts: Mapping[str, Sequence[Any]]) -> tuple[list[Violation], list[str]]:
     """Compare what is there with what a model accepts.
 
     Args:
         accepts: of the card.
-        facts: attribute to value, or list of values: every number must lie within the bounds, one text must be among the card's.
+        facts: attribute to what each image says, or to the one thing that is known of the volume; None where an image doesn't say.
+            What it says may be a list: every number of it must lie within the bounds, one text must be among the card's.
 
     Returns:
-        What is out of scope, and the attributes that nobody knows here.
+        What is out of scope, and the attributes that nobody knows here, or not of every image.
     """
     violations, unknown = [], []
     for attribute, bound in accepts.items():
-        value = facts.get(attribute)
-        if value is None or value in ("", []):
+        kind = ATTRIBUTES[attribute]
+        said = [_known(value, kind) for value in facts.get(attribute, [])]
+        if None in said or not said:
             unknown.append(attribute)
-        elif not _within(value if isinstance(value, list) else [value], bound, ATTRIBUTES[attribute]):
-            violations.append(Violation(attribute, value, str(bound)))
+        outside = [values for values in said if values is not None and not _within(values, bound, kind)]
+        if not outside:
+            continue
+        where = f" in {len(outside)} of {len(said)} images" if len(outside) < len(said) else ""
+        different: list[Any] = []
+        for values in outside:
+            value = values if len(values) > 1 else values[0]
+            if value not in different and len(different) < _MAX_VALUES:
+                different.append(value)
+        shown = ("outside",) if attribute in PATIENT else tuple(different)
+        violations.append(Violation(attribute, shown, str(bound), where))
     return violations, unknown
+
+
+def _known(value: Any, kind: str) -> list[Any] | None:
+    """Return what one image says as a list, None where it says nothing, or no number where one is meant."""
+    values = [v for v in (value if isinstance(value, list) else [value]) if v is not None and v != ""]
+    if kind == "number" and not all(isinstance(v, (int, float)) for v in values):
+        return None
+    return values or None
 
 
 def _within(values: list[Any], bound: Bound, kind: str) -> bool:
@@ -76,6 +108,8 @@ def _within(values: list[Any], bound: Bound, kind: str) -> bool:
 
 
 def _shown(value: Any) -> str:
+    from mdcli.dicom.opening import shown
+
     if isinstance(value, list):
-        return " x ".join(_shown(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        return ("\\" if isinstance(value[0], str) else " x ").join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else shown(str(value))

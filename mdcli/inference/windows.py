@@ -9,10 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mdcli.errors import DataError
 
 Floats = NDArray[np.float32]
 Span = tuple[int, int]
@@ -170,6 +173,21 @@ def extract(rows: Floats, first: int, window: Window, size: tuple[int, int, int]
     return padded
 
 
+@contextmanager
+def refuse_overflow() -> Iterator[None]:
+    """Refuse arithmetic on finite scores whose result is not finite, which would be no label's score any more.
+
+    Raises:
+        DataError: `nan-in-output`.
+    """
+    try:
+        with np.errstate(over="raise"):
+            yield
+    except FloatingPointError:
+        message = "the network gave scores so large that they can't be blended or interpolated in float32"
+        raise DataError("nan-in-output", message) from None
+
+
 def blend(tiling: Tiling, outputs: Iterable[Floats], *, normalise: bool) -> Iterator[tuple[int, Floats]]:
     """Blend the outputs of all windows; rows are given as soon as no further window has a say in them.
 
@@ -180,6 +198,9 @@ def blend(tiling: Tiling, outputs: Iterable[Floats], *, normalise: bool) -> Iter
 
     Yields:
         (first row, scores (C, rows, j, i)), in the order of k. Not more than one window's rows are held at a time.
+
+    Raises:
+        DataError: `nan-in-output` where finite scores add up to what is not finite.
     """
     results = iter(outputs)
     rows = list(tiling.rows())
@@ -207,13 +228,15 @@ def blend(tiling: Tiling, outputs: Iterable[Floats], *, normalise: bool) -> Iter
                 sums[target] = scores
                 continue
             scores *= weights[window.source]
-            sums[target] += scores
+            with refuse_overflow():
+                sums[target] += scores
             if total is not None:
                 total[target] += weights[window.source]
         assert sums is not None
         done, sums = sums[:, : finished - first], sums[:, finished - first :]
         if total is not None:
-            done /= total[:, : finished - first]
+            with refuse_overflow():
+                done /= total[:, : finished - first]
             total = total[:, finished - first :]
         yield first, done
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mdcli.model_folders import model_names
-from mdcli.stage import Option, Stage
+from mdcli.stage import Option, Sources, Stage
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -107,9 +109,10 @@ class _Found:
 
 def _model(params: Params) -> ModelFolder:
     from mdcli.inference.card import find_model
+    from mdcli.inference.engines import DEFAULT_ENGINE
     from mdcli.model_folders import model_folders
 
-    return find_model(params.model, model_folders())
+    return find_model(params.model, model_folders(), onnx=params.engine == DEFAULT_ENGINE)
 
 
 def _session(model: ModelFolder, params: Params, jobs: int) -> tuple[Session, int]:
@@ -153,10 +156,11 @@ def _check_scope(
     from mdcli.inference.scope import check_scope, check_unit
 
     check_unit(card, geometry["unit"] if volume.unit is None else volume.unit)
-    violations, unknown = check_scope(card.accepts, _facts(ws, geometry))
+    violations, unknown = check_scope(card.accepts, _facts(ws, card, geometry))
     if unknown:
         listed = ", ".join(unknown)
-        ws.note("scope-unknown", f"nothing says {listed}, which the model {card.name} asks for", attributes=unknown)
+        message = f"not every image says {listed}, which the model {card.name} asks for"
+        ws.note("scope-unknown", message, attributes=unknown)
     if not violations:
         return None
     said = "; ".join(map(str, violations))
@@ -169,16 +173,65 @@ def _check_scope(
 
 
 def _plain(violation: Violation) -> dict[str, Any]:
-    return {"attribute": violation.attribute, "value": violation.value, "accepts": violation.bound}
+    values = violation.values
+    return {
+        "attribute": violation.attribute,
+        "value": values[0] if len(values) == 1 else list(values),
+        "accepts": violation.bound,
+    }
 
 
-def _facts(ws: Workspace, geometry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of the volume, by the names that `accepts` uses."""
+def _facts(ws: Workspace, card: Card, geometry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what each image says, or what is known of the volume, by the names that `accepts` uses."""
+    from mdcli.inference.scope import PATIENT
+
+    facts = {name: [value] for name, value in geometry.items() if value is not None}
+    facts["slice_count"] = [geometry["shape"][0]]
+    series = _series(ws, geometry)
+    if series is None:
+        return facts
+    common = series.get("common", {})
+    by_path = {entry["path"]: entry["attributes"] for entry in series.get("instances", [])}
+    images = [{**common, **by_path.get(entry["path"], {})} for entry in geometry["slices"]]
+    for attribute in card.accepts:
+        said = [image.get(attribute) for image in images]
+        if any(value is not None for value in said):
+            facts[attribute] = said
+    sources = _patient_sources(ws, geometry) if card.accepts.keys() & PATIENT else None
+    if sources is not None:
+        from mdcli.dicom.patient import read_patient
+
+        patient = read_patient(*sources)
+        ws.sources_digest(patient.digest)
+        facts |= {"patient_age": list(patient.ages), "patient_sex": list(patient.sexes)}
+    return facts
+
+
+def _series(ws: Workspace, geometry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `series.json` where it is that of the volume: it may belong to another one of this workspace."""
     document = ws.read_json("series") if ws.has("series") else {}
-    found = {**document.get("common", {}), **document.get("series", {})}
-    # series.json may belong to another volume of this workspace.
-    mine = found.get("series_instance_uid") == geometry["series_instance_uid"]
-    return {**(found if mine else {}), **geometry, "slice_count": geometry["shape"][0]}
+    uid = document.get("series", {}).get("series_instance_uid")
+    return document if uid is not None and uid == geometry["series_instance_uid"] else None
+
+
+def _patient_sources(
+    ws: Workspace, geometry: Mapping[str, Any]
+) -> tuple[Path, list[tuple[str, int]], list[str]] | None:
+    """Return where the images lie, and (path, size) and `header_sha256` of each; None where nothing says."""
+    from mdcli.errors import DataError
+
+    series = _series(ws, geometry)
+    if series is None:
+        return None
+    scanned = {entry["path"]: entry for entry in series["instances"]}
+    slices = geometry["slices"]
+    missing = next((entry["k"] for entry in slices if entry["path"] not in scanned), None)
+    if missing is not None:
+        message = f"series.json does not list the source of slice {missing + 1}"
+        raise DataError("bad-artifact", message, hint="run md load-volume again")
+    used = [scanned[entry["path"]] for entry in slices]
+    files = [(entry["path"], entry["size"]) for entry in used]
+    return ws.source_root("series"), files, [entry["header_sha256"] for entry in used]
 
 
 def _padding(geometry: Mapping[str, Any]) -> list[tuple[float, float] | None] | None:
@@ -260,6 +313,7 @@ def _write_segments(
             "empty": card.empty,
             "result": "nothing-found" if nothing else "processed",
             "out_of_scope": out_of_scope,
+            **{key: geometry.get(key) for key in ("series_instance_uid", "frame_of_reference_uid")},
             "series_description_prefix": card.series_description_prefix,
             "regulatory": card.regulatory,
             **{key: geometry.get(key) for key in ("completeness", "lossy", "padding", "made")},
@@ -278,6 +332,28 @@ def identity(ws: Workspace, params: Params) -> dict[str, Any]:
     return {"model": f"{model.card.name} {model.card.version}", "model_sha256": model.sha256, **engine}
 
 
+def sources(ws: Workspace, params: Params) -> Sources | None:
+    """Return the source images where the model's card asks for the patient's age or sex, which no artifact holds."""
+    from mdcli.inference.scope import PATIENT
+
+    # A status can't name a model that was given by a path.
+    card = _model(params).card if params.model else None
+    asked = card is not None and card.accepts.keys() & PATIENT
+    found = _patient_sources(ws, ws.read_json("geometry")) if asked else None
+    if found is None:
+        return None
+    from mdcli.dicom.opening import split_path
+
+    root, files, _ = found
+
+    def digest() -> str:
+        from mdcli.dicom.sources import open_sources
+
+        return open_sources(root, files).digest
+
+    return Sources(root, tuple(sorted({split_path(root, path)[0] for path, _ in files})), digest)
+
+
 def preload(params: Params) -> None:
     """Load the libraries and open the model."""
     import os
@@ -294,5 +370,6 @@ STAGE = Stage(
     optional_reads=("series",),
     version=1,
     identity=identity,
+    sources=sources,
     preload=preload,
 )

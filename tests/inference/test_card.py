@@ -262,6 +262,25 @@ def test_weights_beside_the_network_count_in_the_digest(tmp_path):
     assert len(digests) == 2
 
 
+@pytest.mark.parametrize("name", ["net.bin", "net", "net.ONNX"])
+def test_weights_are_found_whatever_the_network_is_called(tmp_path, name):
+    folder = write_model(tmp_path / "tiny", external("../secret"), card(network=name))
+    (folder / "network.onnx").rename(folder / name)
+    (tmp_path / "secret").write_bytes(b"0" * 16)
+    with pytest.raises(ConfigError) as error:
+        find_model(str(folder), ())
+    assert error.value.code == "outside-folder"
+
+
+def test_another_engines_network_need_not_be_onnx(tmp_path):
+    folder = write_model(tmp_path / "tiny", bands(), card(network="net.pt"))
+    (folder / "net.pt").write_bytes(b"PK of another kind")
+    assert find_model(str(folder), (), onnx=False).network == folder / "net.pt"
+    with pytest.raises(ConfigError) as error:
+        find_model(str(folder), ())
+    assert error.value.code == "bad-network"
+
+
 @given(st.binary(min_size=1, max_size=200))
 def test_any_bytes_are_a_network_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("onnx") / "network.onnx"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -13,14 +15,17 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from mdcli.dicom.headers import read_instance
+from mdcli.dicom.series import series_to_json
 from mdcli.errors import ConfigError, DataError, MissingError
 from mdcli.execution import Controls, why_stale
 from mdcli.imaging.nifti import read_nifti, write_nifti
 from mdcli.stages import infer
 from mdcli.stages.infer import STAGE, Params
 from mdcli.testing import ListReporter, run_stage
-from mdcli.workspace import Workspace
-from tests.inference.nets import bands, card, network, shifted, write_model
+from mdcli.workspace import Workspace, json_bytes
+from tests.inference.nets import bands, card, conv, network, shifted, write_model
+from tests.made_series import write_slice
 
 pytest.importorskip("onnxruntime")
 
@@ -125,6 +130,7 @@ def test_labels_and_what_they_mean_are_written(tmp_path):
     assert (high["touches_first_slice"], high["touches_last_slice"]) == (False, True)
     assert low["algorithm"] == {"type": "AUTOMATIC", "name": "tiny", "version": "1.0.0"}
     assert found["completeness"]["status"] == "complete" and found["out_of_scope"] is None
+    assert (found["series_instance_uid"], found["frame_of_reference_uid"]) == (SERIES, "2.25.3")
     assert found["engine"]["precision"] == "float32" and found["engine"]["provider"] == "CPUExecutionProvider"
 
 
@@ -216,6 +222,24 @@ def test_a_resampled_model_puts_a_structure_back_where_it_was(tmp_path):
 # Refusals
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "spacing, window",
+    [
+        pytest.param("as-acquired", {"size": [4, 3, 2], "overlap": 0.75, "blending": "constant"}, id="blending"),
+        pytest.param([1.1, 0.7, 0.7], {"size": ["full"] * 3, "halo": [0, 0, 0]}, id="interpolating"),
+    ],
+)
+def test_finite_scores_whose_sum_is_not_are_refused(tmp_path, spacing, window):
+    # Up to 2 x 103 x 1.6e36 is 3.3e38, and -2 x 50 x 1.6e36 at the other end; float32 ends at 3.4e38.
+    slopes = np.array([0, -1.6e36, 3.2e36], np.float32).reshape(-1, 1, 1, 1, 1)
+    said = card(inputs0={"spacing": spacing, "orientation": "LPS"})
+    said["window"] = window
+    values = np.where(np.indices((6, 5, 4)).sum(0) % 2, 103, -103).astype(np.int16)
+    ws = workspace(tmp_path / "ws", values)
+    assert refused(ws, DataError, write_model(tmp_path / "tiny", conv(slopes), said)) == "nan-in-output"
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_network_that_gives_no_number_is_refused(tmp_path, value):
     node = helper.make_node("Pow", ["image", "power"], ["powers"])
@@ -300,15 +324,137 @@ def test_within_scope_is_run_and_what_nobody_knows_is_said(tmp_path):
     assert event["numbers"] == {"attributes": ["patient_sex", "body_part_examined"]}
 
 
-@pytest.mark.parametrize("uid, known", [(SERIES, True), ("2.25.99", False)], ids=["its own", "another's"])
-def test_the_series_is_asked_where_it_is_the_volumes_own(tmp_path, uid, known):
-    ws = workspace(tmp_path / "ws")
-    (ws.path / "series.json").write_text("{}")
-    document = {"series": {"series_instance_uid": uid, "image_type": ["DERIVED"]}, "common": {"slice_thickness": 3.0}}
-    ws.read_json = lambda kind: document
-    found = infer._facts(ws, {"series_instance_uid": SERIES, "shape": [6, 5, 4], "modality": "CT"})
-    assert (found.get("image_type"), found.get("slice_thickness")) == ((["DERIVED"], 3.0) if known else (None, None))
-    assert (found["modality"], found["slice_count"]) == ("CT", 6)
+def sourced(folder: Path, *headers: dict, uid: str = SERIES) -> Workspace:
+    """Return a workspace whose slices have these attributes, in `series.json` and in source files that lie beside it."""
+    ws = workspace(folder / "ws")
+    root = folder / "dicom"
+    root.mkdir()
+    instances = []
+    for k in range(6):
+        more = headers[min(k, len(headers) - 1)]
+        attributes = {"SOPInstanceUID": f"2.25.{k + 10}", "SeriesInstanceUID": uid, **more}
+        write_slice(root / f"{k}.dcm", np.zeros((5, 4), np.uint16), **attributes)
+        instances.append(read_instance(root / f"{k}.dcm", f"{k}.dcm"))
+    (ws.path / "series.json").write_bytes(json_bytes(series_to_json(instances)))
+    (ws.path / "series.root").write_text(f"{root}\n")
+    return ws
+
+
+def scope_of(ws: Workspace, accepts: dict) -> tuple[str, list[str]]:
+    """Return why a model that accepts this is refused (empty where it is not), and what nobody knows."""
+    reporter = ListReporter()
+    model = write_model(ws.path.parent / "tiny", bands(), card(accepts=accepts))
+    message = ""
+    try:
+        run_stage(STAGE, ws, model=str(model), reporter=reporter)
+    except DataError as error:
+        assert error.code == "out-of-scope"
+        message = error.message
+    unknown = [e["numbers"]["attributes"] for e in reporter.events if e["code"] == "scope-unknown"]
+    return message, unknown[0] if unknown else []
+
+
+@pytest.mark.parametrize(
+    "headers, accepts, message, unknown",
+    [
+        pytest.param(
+            [{"SliceThickness": 3}, {"SliceThickness": 7}, {"SliceThickness": 3}],
+            {"slice_thickness": {"max": 3}},
+            "slice_thickness is 7 in 1 of 6 images, the model takes at most 3",
+            [],
+            id="one slice too thick",
+        ),
+        pytest.param(
+            [{"BodyPartExamined": "CHEST"}, {"BodyPartExamined": "HEAD"}],
+            {"body_part_examined": ["ABDOMEN"]},
+            "body_part_examined is CHEST and HEAD, the model takes ABDOMEN",
+            [],
+            id="two body parts, neither wanted",
+        ),
+        pytest.param(
+            [{"ContrastBolusAgent": "Iodine"}, {}],
+            {"contrast_bolus_agent": ["none"]},
+            "contrast_bolus_agent is Iodine in 1 of 6 images, the model takes none",
+            ["contrast_bolus_agent"],
+            id="one image says it and does not fit",
+        ),
+        pytest.param(
+            [{"BodyPartExamined": "HEAD"}, {}],
+            {"body_part_examined": ["head"]},
+            "",
+            ["body_part_examined"],
+            id="one image says it and fits",
+        ),
+        pytest.param(
+            [{"ImageType": ["ORIGINAL", "AXIAL"]}], {"image_type": ["axial"]}, "", [], id="one of many values"
+        ),
+        pytest.param([{}], {"view_position": ["AP"]}, "", ["view_position"], id="no image says it"),
+    ],
+)
+def test_every_image_is_held_against_the_bound(tmp_path, headers, accepts, message, unknown):
+    assert scope_of(sourced(tmp_path, *headers), accepts) == (message, unknown)
+
+
+def test_the_series_of_another_volume_is_not_asked(tmp_path):
+    ws = sourced(tmp_path, {"BodyPartExamined": "HEAD", "PatientAge": "005Y"}, uid="2.25.99")
+    accepts = {"body_part_examined": ["CHEST"], "patient_age": {"min": 18}}
+    assert scope_of(ws, accepts) == ("", ["body_part_examined", "patient_age"])
+
+
+@pytest.mark.parametrize(
+    "headers, accepts, message, unknown",
+    [
+        ([{"PatientAge": "047Y"}], {"patient_age": {"min": 18}}, "", []),
+        ([{"PatientAge": "047Y"}], {"patient_age": {"min": 18, "max": 46}}, "at least 18 and at most 46", []),
+        ([{"PatientAge": "047Y"}, {"PatientAge": "005Y"}], {"patient_age": {"min": 18}}, "at least 18", []),
+        ([{"PatientAge": "047Y"}, {}], {"patient_age": {"min": 18}}, "", ["patient_age"]),
+        ([{}, {"PatientAge": "011M"}], {"patient_age": {"min": 1}}, "at least 1", ["patient_age"]),
+        ([{"PatientSex": "F"}], {"patient_sex": ["F"]}, "", []),
+        ([{"PatientSex": "F"}], {"patient_sex": ["M"]}, "M", []),
+        ([{"PatientSex": "M"}, {"PatientSex": "F"}], {"patient_sex": ["M"]}, "M", []),
+    ],
+)
+def test_age_and_sex_are_held_against_the_bound_and_never_said(tmp_path, headers, accepts, message, unknown):
+    ws = sourced(tmp_path, *headers)
+    (attribute,) = accepts
+    found, unclear = scope_of(ws, accepts)
+    assert unclear == unknown
+    assert re.sub(r" in [1-5] of 6 images", "", found) == (
+        f"{attribute} is outside, the model takes {message}" if message else ""
+    )
+    if message:
+        run_stage(STAGE, ws, model=str(tmp_path / "tiny"), accept_out_of_scope="a phantom")
+        (violation,) = ws.read_json("segments")["out_of_scope"]["violations"]
+        assert violation == {"attribute": attribute, "value": "outside", "accepts": message}
+        kept = "".join(p.read_text() for p in ws.path.glob("*.json"))
+        assert not any(header.get("PatientAge", "-none-") in kept for header in headers)
+        assert "patient_age" not in (ws.path / "series.json").read_text()
+
+
+def test_a_source_is_opened_only_where_the_card_asks_for_age_or_sex(tmp_path):
+    ws = sourced(tmp_path, {"PatientAge": "047Y", "BodyPartExamined": "HEAD"})
+    (tmp_path / "dicom" / "3.dcm").unlink()
+    assert scope_of(ws, {"body_part_examined": ["HEAD"]}) == ("", [])
+    model = write_model(tmp_path / "asking", bands(), card(accepts={"patient_age": {"min": 18}}))
+    with pytest.raises(MissingError) as error:
+        run_stage(STAGE, ws, model=str(model))
+    assert error.value.code == "source-missing"
+
+
+def test_a_changed_age_is_noticed_and_a_copied_source_is_not(tmp_path):
+    ws = sourced(tmp_path, {"PatientAge": "047Y"})
+    params = Params(model=str(write_model(tmp_path / "tiny", bands(), card(accepts={"patient_age": {"min": 18}}))))
+    run_stage(STAGE, ws, model=params.model)
+    assert why_stale(STAGE, ws, params) == []
+    path = tmp_path / "dicom" / "2.dcm"
+    content = path.read_bytes()
+    os.utime(path, (1, 1))
+    assert why_stale(STAGE, ws, params) == []
+    path.write_bytes(content.replace(b"047Y", b"005Y"))
+    assert any("source" in reason for reason in why_stale(STAGE, ws, params))
+    with pytest.raises(DataError) as error:
+        run_stage(STAGE, ws, model=params.model)
+    assert error.value.code == "source-changed"
 
 
 def test_an_empty_result_is_a_result_or_an_error_as_the_card_says(tmp_path):
