@@ -165,9 +165,10 @@ def check_single_frames(instances: Sequence[Instance]) -> None:
     """
     if not instances:
         raise DataError("no-instances", "the series has no instance")
-    uids = Counter(i.get("SOPInstanceUID") for i in instances)
+    found = [_frozen(i.get("SOPInstanceUID")) for i in instances]
+    uids = Counter(found)
     if len(uids) < len(instances) or None in uids:
-        odd = next(i for i in instances if uids[i.get("SOPInstanceUID")] > 1 or i.get("SOPInstanceUID") is None)
+        odd = next(i for i, uid in zip(instances, found, strict=True) if uids[uid] > 1 or uid is None)
         raise DataError("duplicate-uid", f"the SOPInstanceUID of {shown(odd.path)} is absent or that of another file")
     for keyword, code in (("StudyInstanceUID", "several-studies"), ("SeriesInstanceUID", "several-series")):
         _same(instances, operator.methodcaller("get", keyword), code, keyword)

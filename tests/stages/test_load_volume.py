@@ -152,6 +152,14 @@ def test_a_list_of_instances_that_was_edited_does_not_overrule_the_headers(tmp_p
     assert (type(error), error.code) == (DataError, "bad-artifact")
 
 
+def test_a_uid_that_became_a_list_is_refused_too(tmp_path):
+    ws = workspace(tmp_path / "ws", write_series(tmp_path / "d", stored(3)))
+    document = json.loads((ws / "series.json").read_text())
+    document["instances"][0]["attributes"]["sop_instance_uid"] = ["a"]
+    (ws / "series.json").write_text(json.dumps(document))
+    assert refused(ws).code == "bad-artifact"
+
+
 def test_an_attribute_taken_out_of_the_list_is_missed(tmp_path):
     folder = write_series(tmp_path / "d", stored(3), RescaleType="US", RescaleSlope=2.0)
     ws = workspace(tmp_path / "ws", folder)
