@@ -23,7 +23,7 @@ def models(
             if not (path / "model.yaml").is_file():
                 continue
             try:
-                model = find_model(str(path), ())
+                model = find_model(str(path), (), onnx=False)
                 row = {
                     "name": path.name,
                     "version": model.card.version,

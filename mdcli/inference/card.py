@@ -272,7 +272,7 @@ def find_model(name_or_path: str, folders: Sequence[Path], *, onnx: bool = True)
     Args:
         name_or_path: a name is looked up in `folders`; a path is a folder with `model.yaml`, that file, or a network beside it.
         folders: each holds models as `NAME/model.yaml`; the first that has the name wins.
-        onnx: the network is ONNX whatever its file is called, and the files of its weights are looked for; False: only where it is
+        onnx: the network must be ONNX whatever its file is called; False: one that is not may be another engine's, unless it is
             called `*.onnx`.
 
     Raises:
@@ -303,9 +303,14 @@ def find_model(name_or_path: str, folders: Sequence[Path], *, onnx: bool = True)
     folder = card_path.parent
     network = _inside(folder, card.network, card_path.name)
     files = [card_path, network]
-    if onnx or network.suffix == ".onnx":
-        # The locations are relative to the network's own folder (onnx.proto, TensorProto.external_data).
-        files += [_inside(network.parent, name, network.name, folder) for name in sorted(external_files(network))]
+    try:
+        weights = sorted(external_files(network))
+    except ConfigError:
+        if onnx or network.suffix == ".onnx":
+            raise
+        weights = []
+    # The locations are relative to the network's own folder (onnx.proto, TensorProto.external_data).
+    files += [_inside(network.parent, name, network.name, folder) for name in weights]
     lines = sorted((file.resolve().relative_to(folder.resolve()).as_posix(), _sha256(file)) for file in files)
     digest = hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode())
     return ModelFolder(card, network, digest.hexdigest())

@@ -267,9 +267,10 @@ def test_weights_are_found_whatever_the_network_is_called(tmp_path, name):
     folder = write_model(tmp_path / "tiny", external("../secret"), card(network=name))
     (folder / "network.onnx").rename(folder / name)
     (tmp_path / "secret").write_bytes(b"0" * 16)
-    with pytest.raises(ConfigError) as error:
-        find_model(str(folder), ())
-    assert error.value.code == "outside-folder"
+    for onnx_only in (True, False):
+        with pytest.raises(ConfigError) as error:
+            find_model(str(folder), (), onnx=onnx_only)
+        assert error.value.code == "outside-folder"
 
 
 def test_another_engines_network_need_not_be_onnx(tmp_path):
