@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,17 @@ class Case:
     def files(self) -> list[tuple[str, int]]:
         """Return (path, size) of the slices in the order of k."""
         return [(path, (self.root / path).stat().st_size) for path in self.paths]
+
+    @property
+    def headers(self) -> list[str]:
+        """Return the SHA-256 of each header in the order of k."""
+        return [header_sha256(self.root / path) for path in self.paths]
+
+
+def header_sha256(path: Path) -> str:
+    """Return the SHA-256 of all before the pixels of a file that `save` wrote: tag, OW and length of PixelData included."""
+    data = path.read_bytes()
+    return hashlib.sha256(data[: data.index(b"\xe0\x7f\x10\x00OW\0\0") + 12]).hexdigest()
 
 
 def affine_of(plane: str, spacing=(0.75, 1.25, 3.0), origin=(-20.5, 31.25, -400.0)) -> np.ndarray:
@@ -239,9 +251,15 @@ def make_workspace(
     folder.mkdir()
     (folder / "geometry.json").write_text(json.dumps(_whole_geometry(case.geometry)))
     (folder / "segments.json").write_text(json.dumps(case.segments))
-    rest = {"pixel_offset": None, "pixel_length": None, "header_sha256": "0" * 64, "attributes": {}}
-    instances = [{"path": path, "size": size, **rest} for path, size in case.files]
-    facts = {"series_instance_uid": "1.2.3", "instance_count": len(instances)}
+    rest = {"pixel_offset": None, "pixel_length": None, "attributes": {}}
+    instances = [
+        {"path": path, "size": size, "header_sha256": digest, **rest}
+        for (path, size), digest in zip(case.files, case.headers, strict=True)
+    ]
+    facts = {
+        "series_instance_uid": case.geometry.get("series_instance_uid", "1.2.3"),
+        "instance_count": len(instances),
+    }
     series = {"schema": "md.series/1", "series": facts, "common": {}, "instances": instances}
     (folder / "series.json").write_text(json.dumps(series))
     (folder / "series.root").write_text(f"{case.root}\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from mdcli.imaging.nifti import Volume
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
+    from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
 
 SAME_GRID_MM = 1e-3
@@ -50,8 +52,20 @@ _TYPE_2 = (
     "StudyTime",
     "ReferringPhysicianName",
 )
-# What ties the object to its patient and order stays as the sources have it, valid or not.
+# What ties the object to its patient and order stays as the sources have it, valid or not; the study has its UID for that.
 _KEPT_AS_IS = ("PatientID", "PatientName", "AccessionNumber")
+# What the Clinical Trial Subject module can't be without. Source: DICOM PS3.3 table C.7-2b.
+_TRIAL = ("ClinicalTrialSponsorName", "ClinicalTrialProtocolID")
+_TRIAL_SUBJECT = ("ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID")
+# Source: DICOM PS3.3 C.7.6.1.1.5.1, the method behind a syntax, and behind what `mdcli.dicom.codecs` says of a codestream.
+_METHODS = {
+    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
+    "JPEG-LS": "ISO_14495_1",
+    "JPEG 2000": "ISO_15444_1",
+}
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID", "SOPClassUID")
 _DATES = {"PatientBirthDate": "DA", "StudyDate": "DA", "StudyTime": "TM"}
 _PURPOSE = "Segmentation by a model"
 
@@ -116,8 +130,11 @@ class Written:
         file.write(self.pixels)
 
 
-def check_grid(labels: Volume, geometry: Mapping[str, Any]) -> None:
-    """Check that a label map lies on the source grid.
+def on_grid(labels: Volume, geometry: Mapping[str, Any]) -> Volume:
+    """Return a label map on the source grid, as whole numbers.
+
+    Another tool may have saved it with axes swapped or turned round: its own affine says where each voxel lies, and the voxels are
+    put in the order of the source grid. Nothing is resampled. Floating-point labels count where every one is a whole number.
 
     Args:
         labels: array (k, j, i), affine LPS+.
@@ -126,10 +143,9 @@ def check_grid(labels: Volume, geometry: Mapping[str, Any]) -> None:
     Raises:
         DataError: `other-grid` where the shape differs or a corner is more than `SAME_GRID_MM` off; `float-labels`.
     """
-    if labels.array.dtype.kind not in "iub":
-        raise DataError("float-labels", f"labels are whole numbers, not {labels.array.dtype.name}")
     shape, affine = tuple(geometry["shape"]), np.array(geometry["affine_lps"], np.float64)
-    off = corner_distance(labels.affine, affine, shape) if shape == labels.array.shape else None
+    turned = _reordered(labels, affine)
+    off = corner_distance(turned.affine, affine, shape) if shape == turned.array.shape else None
     if off is None or not off <= SAME_GRID_MM:
         raise DataError(
             "other-grid",
@@ -140,6 +156,45 @@ def check_grid(labels: Volume, geometry: Mapping[str, Any]) -> None:
             labels_affine_lps=np.asarray(labels.affine).tolist(),
             source_affine_lps=affine.tolist(),
         )
+    return Volume(_whole(turned.array), turned.affine, labels.unit)
+
+
+def _reordered(labels: Volume, affine: NDArray[np.float64]) -> Volume:
+    """Return a label map with its axes swapped and turned round to run as those of an affine; as it is where that can't be."""
+    try:
+        steps = np.linalg.solve(affine[:3, :3], np.asarray(labels.affine)[:3, :3])
+    except np.linalg.LinAlgError:
+        return labels
+    order = np.abs(steps).argmax(axis=1)
+    if not np.isfinite(steps).all() or sorted(order) != [0, 1, 2]:
+        return labels
+    voxels = labels.array.transpose(2, 1, 0).transpose(order)
+    turned = np.asarray(labels.affine, np.float64)[:, [*order, 3]]
+    for axis in range(3):
+        if steps[axis, order[axis]] < 0:
+            voxels = np.flip(voxels, axis)
+            turned[:3, 3] += turned[:3, axis] * (voxels.shape[axis] - 1)
+            turned[:3, axis] *= -1
+    voxels = voxels.transpose(2, 1, 0)
+    return (
+        Volume(np.ascontiguousarray(voxels), turned)
+        if (np.diag(steps) <= 0).any() or any(order != range(3))
+        else labels
+    )
+
+
+def _whole(array: NDArray[Any]) -> NDArray[Any]:
+    """Return labels as integers, slice by slice."""
+    if array.dtype.kind in "iub":
+        return array
+    if array.dtype.kind != "f":
+        raise DataError("float-labels", f"labels are whole numbers, not {array.dtype.name}")
+    whole = np.empty(array.shape, np.int32)
+    for k, plane in enumerate(array):
+        if not (np.isfinite(plane).all() and (plane == np.rint(plane)).all() and np.abs(plane).max() < 2**31):
+            raise DataError("float-labels", f"labels are whole numbers; slice {k + 1} holds others", slice=k)
+        whole[k] = plane
+    return whole
 
 
 def corner_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
@@ -215,6 +270,17 @@ def describe(labels: NDArray[Any], document: Mapping[str, Any]) -> tuple[list[De
     return found, notes
 
 
+def check_carried(document: Mapping[str, Any]) -> None:
+    """Check the facts of `geometry.json` that `segments.json` carries on, which its schema leaves open.
+
+    Raises:
+        DataError: `bad-artifact`.
+    """
+    for key, kind in {"completeness": dict, "lossy": dict, "made": list, "out_of_scope": dict}.items():
+        if not isinstance(document.get(key), kind | None):
+            raise DataError("bad-artifact", f"{key} in segments.json is no {'list' if kind is list else 'object'}")
+
+
 def make_seg(
     labels: NDArray[Any], affine: NDArray[np.float64], sources: Sources, segments: Sequence[Described], request: Request
 ) -> Written:
@@ -239,7 +305,8 @@ def make_seg(
         images = _source_images(affine, sources, findings)
         descriptions = [_description(s, request, findings) for s in segments]
         dataset = _encode(_numbered(labels, segments), images, descriptions, request)
-        _drop_invalid(dataset, findings)
+        _settle_invalid(dataset, findings)
+        _state_loss(dataset, sources, request, findings)
         _complete(dataset, sources, request)
         head, pixels = _serialise(dataset)
     head, made = settle_uids(head, pixels, _UID_PURPOSES)
@@ -340,10 +407,34 @@ def _source_images(affine: NDArray[np.float64], sources: Sources, findings: list
         if spacing:
             image.SpacingBetweenSlices = _decimal(spacing)
         images.append(image)
+    _check_uids(images, findings)
     first.update(images[0])
     first.Modality = first.get("Modality") or "OT"
     images[0] = first
     return images
+
+
+def _check_uids(images: Sequence[Dataset], findings: list[Finding]) -> None:
+    """Warn of UIDs that are no valid ones, which are kept all the same: they tie the object to its study.
+
+    Raises:
+        DataError: `unwritable-uid` for more values than one, or characters that no text in DICOM can hold.
+
+    Source: DICOM PS3.5 9.1 and table 6.2-1 (UI).
+    """
+    from pydicom.uid import UID
+
+    odd = set()
+    for image in images:
+        for keyword in _UIDS:
+            uid = str(image[keyword].value)
+            if not re.fullmatch(r"[!-\[\]-~]+", uid):
+                raise DataError("unwritable-uid", f"{keyword} of the sources can't be written as one UID")
+            if not UID(uid).is_valid:
+                odd.add(keyword)
+    if odd:
+        message = f"kept as the sources have it, though it is no valid UID: {', '.join(sorted(odd))}"
+        findings.append(Finding("invalid-uid", message))
 
 
 def _decimal(value: float) -> float:
@@ -358,6 +449,7 @@ def _readable(header: Dataset, findings: list[Finding]) -> Dataset:
 
     What can't be read is left out; attributes of type 2 that are absent or not valid are empty; both are noted by keyword.
     """
+    from pydicom.datadict import keyword_for_tag
     from pydicom.dataset import Dataset
     from pydicom.valuerep import DA, TM
 
@@ -373,6 +465,9 @@ def _readable(header: Dataset, findings: list[Finding]) -> Dataset:
                     item.decode()
             kept.add(element)
         except (ValueError, TypeError, KeyError, NotImplementedError, AttributeError, OverflowError):
+            if keyword_for_tag(tag) in (*_KEPT_AS_IS, *_UIDS):
+                message = f"{keyword_for_tag(tag)} of the first source can't be read"
+                raise DataError("source-unreadable", message) from None
             dropped.append(str(tag))
     if dropped:
         message = f"left out, as it can't be read in the first source: {', '.join(dropped)}"
@@ -388,30 +483,59 @@ def _readable(header: Dataset, findings: list[Finding]) -> Dataset:
         invalid.append("PatientSex")
     for keyword in (*absent, *invalid):
         setattr(kept, keyword, "")
+    if "Manufacturer" in kept and not _fits(kept["Manufacturer"]):
+        # The equipment that it would name in the object takes one value.
+        del kept.Manufacturer
+        invalid.append("Manufacturer")
     if absent or invalid:
         message = f"empty in the object, as the sources have no valid one: {', '.join((*absent, *invalid))}"
         findings.append(Finding("empty-attributes", message, warning=False))
     return kept
 
 
-def _drop_invalid(dataset: Dataset, findings: list[Finding]) -> None:
-    """Empty (type 2) or leave out what was copied from the sources and is no value of its VR: over-long text, an age of `0Y`."""
+def _fits(element: DataElement) -> bool:
+    """Say whether the values of an element are what its value representation and multiplicity allow."""
     from pydicom.config import RAISE
-    from pydicom.valuerep import STR_VR, validate_value
+    from pydicom.datadict import dictionary_has_tag, dictionary_VM
+    from pydicom.valuerep import validate_value
 
-    dropped = []
+    if element.VM > 1 and dictionary_has_tag(element.tag) and dictionary_VM(element.tag) == "1":
+        return False
+    try:
+        for value in element.value if element.VM > 1 else [element.value]:
+            validate_value(element.VR, str(value), RAISE)
+            if element.VR in ("LO", "PN", "SH") and re.search(r"[\x00-\x1f\x7f]", str(value)):
+                return False
+    except ValueError:
+        return False
+    return True
+
+
+def _settle_invalid(dataset: Dataset, findings: list[Finding]) -> None:
+    """Empty (type 2) or leave out what was copied from the sources and is no value of its VR: over-long text, an age of `0Y`.
+
+    What ties the object to its patient, order and study is kept and warned of.
+    """
+    from pydicom.valuerep import STR_VR
+
+    dropped, odd = [], []
     for element in list(dataset):
-        if element.VR not in STR_VR or element.keyword in _KEPT_AS_IS or not element.value:
+        if element.VR not in STR_VR or element.VR == "UI" or not element.value or _fits(element):
             continue
-        try:
-            for value in element.value if element.VM > 1 else [element.value]:
-                validate_value(element.VR, str(value), RAISE)
-        except ValueError:
-            dropped.append(element.keyword)
-            if element.keyword in _TYPE_2:
-                element.value = ""
-            else:
-                del dataset[element.tag]
+        if element.keyword in _KEPT_AS_IS:
+            odd.append(element.keyword)
+            continue
+        dropped.append(element.keyword)
+        if element.keyword in _TYPE_2:
+            element.value = ""
+        else:
+            del dataset[element.tag]
+    trial = [element.keyword for element in dataset if element.keyword.startswith("ClinicalTrial")]
+    if trial and not (all(dataset.get(k) for k in _TRIAL) and any(dataset.get(k) for k in _TRIAL_SUBJECT)):
+        odd += trial
+    if odd:
+        message = f"kept as the sources have it, though it is not valid or lacks what belongs to it: {', '.join(odd)}"
+        findings.append(Finding("invalid-identity", message))
     if dropped:
         message = f"left out, as the sources have no valid value: {', '.join(dropped)}"
         findings.append(Finding("invalid-attributes", message, warning=False))
@@ -548,6 +672,41 @@ def _series_number(first: Dataset, request: Request) -> int:
         return 1000
 
 
+def _state_loss(dataset: Segmentation, sources: Sources, request: Request, findings: list[Finding]) -> None:
+    """Say that the sources were compressed with loss, and how, where their headers or codestreams say it.
+
+    LossyImageCompression is `00` or `01`, and required here; once it is `01` it is never set back. A value that is neither may be
+    an `01` that was spoilt, and `00` would deny it: `01` is written, and a warning says why. The ratio is left out where no header
+    has it: the one of the codestream would not be that of what was lost before.
+
+    Source: DICOM PS3.3 table C.8.20-2, C.7.6.1.1.5.
+    """
+    from pydicom.multival import MultiValue
+
+    lossy, first = request.document.get("lossy") or {}, sources.first
+    stated = str(first.get("LossyImageCompression") or "").strip()
+    if stated not in ("", "00", "01"):
+        message = "LossyImageCompression of the sources is neither 00 nor 01: taken as compressed with loss"
+        findings.append(Finding("invalid-lossy", message))
+    if not lossy.get("certain") and not any(source.lossy for source in sources.slices):
+        dataset.LossyImageCompression = "00"
+        return
+    dataset.LossyImageCompression = "01"
+    syntax = str(getattr(first, "file_meta", {}).get("TransferSyntaxUID", ""))
+    streams = (syntax, *(str(text) for text in lossy.get("codestream") or []))
+    known = [method for start, method in _METHODS.items() if any(text.startswith(start) for text in streams)]
+    for keyword, name, pattern in (
+        ("LossyImageCompressionMethod", "method", r"[A-Z0-9_ ]{1,16}"),
+        ("LossyImageCompressionRatio", "ratio", r"[0-9.eE+-]{1,16}"),
+    ):
+        values = dataset.get(keyword) or lossy.get(name) or (known if name == "method" else [])
+        values = [str(v) for v in (values if isinstance(values, (list, MultiValue)) else [values])]
+        if values and all(re.fullmatch(pattern, value) for value in values):
+            setattr(dataset, keyword, values)
+        elif keyword in dataset:
+            del dataset[keyword]
+
+
 def _complete(dataset: Segmentation, sources: Sources, request: Request) -> None:
     """Put in what highdicom leaves to the clock, to chance, or out."""
     from pydicom.valuerep import DA, DT, TM
@@ -564,8 +723,6 @@ def _complete(dataset: Segmentation, sources: Sources, request: Request) -> None
     if offset:
         dataset.TimezoneOffsetFromUTC = offset
     dataset.ImageComments = check_text("ImageComments", "\r\n".join(_remarks(request)))
-    if (request.document.get("lossy") or {}).get("certain") or any(s.lossy for s in sources.slices):
-        dataset.LossyImageCompression = "01"
     terms = sources.first.get("SpecificCharacterSet")
     chosen = character_set(dataset, [terms] if isinstance(terms, str) else terms)
     if chosen is not None:
@@ -649,17 +806,13 @@ class _Extent:
         return np.stack([self.total / self.voxels, self.low, self.high])
 
 
-@_collector_off()
 def read_back(
-    path: Path,
-    labels: NDArray[Any],
-    affine: NDArray[np.float64],
-    slices: Sequence[SourceSlice],
-    segments: Iterable[Described],
+    path: Path, labels: NDArray[Any], affine: NDArray[np.float64], sources: Sources, segments: Iterable[Described]
 ) -> None:
     """Check a finished SEG against its label map and its sources, both read anew.
 
-    Pixels are unpacked here, not by the library that packed them. Each frame must lie on a source plane within `SAME_GRID_MM`
+    Pixels are unpacked here, not by the library that packed them. Patient, study, frame of reference and referenced images must
+    be those of the sources, segments those that were asked for. Each frame must lie on a source plane within `SAME_GRID_MM`
     (plus what one orientation for all frames leaves) and refer to that image; its voxels must be those of the label map in that
     slice; and per segment the count, the centroid and the extreme coordinates in mm must agree.
 
@@ -667,17 +820,30 @@ def read_back(
         path: of the file.
         labels: (k, j, i).
         affine: of the labels, (i, j, k) to mm, LPS+.
-        slices: the source images, read again after the writing.
+        sources: read again after the writing.
         segments: what the file must hold.
 
     Raises:
-        DataError: `read-back-failed`.
+        DataError: `read-back-failed`; no message shows a value of the patient's.
     """
+    try:
+        _read_back(path, labels, affine, sources, list(segments))
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise _failed(f"something in it can't be read ({type(error).__name__})") from error
+
+
+@_collector_off()
+def _read_back(
+    path: Path, labels: NDArray[Any], affine: NDArray[np.float64], sources: Sources, segments: Sequence[Described]
+) -> None:
     from pydicom import dcmread
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = dcmread(path)
+        _check_identity(dataset, sources)
+    _check_segments(dataset, segments)
+    slices = sources.slices
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     if (rows, columns) != labels.shape[1:] or dataset.BitsAllocated != 1 or dataset.SegmentationType != "BINARY":
         raise _failed(f"it holds {rows} x {columns} pixels of {dataset.BitsAllocated} bits")
@@ -692,6 +858,7 @@ def read_back(
         raise _failed(f"it has {dataset.NumberOfFrames} frames and pixels for {packed.size * 8 // (rows * columns)}")
     corners = np.array([[i, j, 1.0] for i in (0, columns - 1) for j in (0, rows - 1)])
     deviation = check_planes(affine, labels.shape, slices)
+    _check_measures(shared.PixelMeasuresSequence[0], sources, SAME_GRID_MM + deviation)
     frames: list[tuple[int, int, Described, NDArray[np.float64]]] = []
     for n, group in enumerate(groups):
         # A file with one segment says so once, for all frames.
@@ -734,6 +901,76 @@ def read_back(
         off = float(np.abs(found.points() - expected.points()).max())
         if off > SAME_GRID_MM + deviation:
             raise _failed(f"label value {segment.value} lies {off:.4f} mm from where the labels have it")
+
+
+def _check_identity(dataset: Dataset, sources: Sources) -> None:
+    """Hold patient, study, frame of reference and references against the sources; names what differs, never a value."""
+    first = sources.first
+
+    def text(holder: Dataset, keyword: str) -> str:
+        value = holder.get(keyword)
+        # An empty component group at the end of a name is no difference.
+        return "" if value is None else str(value).rstrip("= ")
+
+    for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber"):
+        if text(dataset, keyword) != text(first, keyword):
+            raise _failed(f"its {keyword} is not that of the sources")
+    series = text(first, "SeriesInstanceUID")
+    frame_of_reference = text(first, "FrameOfReferenceUID") or derived_uid("frame-of-reference", series)
+    if text(dataset, "FrameOfReferenceUID") != frame_of_reference:
+        raise _failed("its FrameOfReferenceUID is not that of the sources")
+    if any(text(item, "SeriesInstanceUID") != series for item in dataset.ReferencedSeriesSequence):
+        raise _failed("it refers to another series than that of the sources")
+    referenced = {
+        str(image.ReferencedSOPInstanceUID)
+        for item in dataset.ReferencedSeriesSequence
+        for image in item.ReferencedInstanceSequence
+    }
+    if referenced != {source.sop_instance_uid for source in sources.slices}:
+        raise _failed("it does not refer to every source image, or to others")
+
+
+def _check_segments(dataset: Dataset, segments: Sequence[Described]) -> None:
+    """Hold number, label and codes of every segment against what was asked for."""
+
+    def code(items: Sequence[Dataset]) -> tuple[str, ...]:
+        value = items[0].get("CodeValue") or items[0].get("LongCodeValue") or items[0].get("URNCodeValue")
+        return str(value), str(items[0].CodingSchemeDesignator), str(items[0].CodeMeaning)
+
+    def asked(entry: Mapping[str, Any], key: str, name: str) -> tuple[str, ...]:
+        found, _ = checked_code(entry.get(key), name)
+        return found.value.strip(), found.scheme_designator.strip(), found.meaning.strip()
+
+    if len(dataset.SegmentSequence) != len(segments):
+        raise _failed(f"it describes {len(dataset.SegmentSequence)} segments, not {len(segments)}")
+    for item, segment in zip(dataset.SegmentSequence, segments, strict=True):
+        name = str(segment.entry["name"])
+        found = (
+            int(item.SegmentNumber),
+            str(item.SegmentLabel).strip(),
+            code(item.SegmentedPropertyCategoryCodeSequence),
+            code(item.SegmentedPropertyTypeCodeSequence),
+        )
+        category = asked(segment.entry, "category", "segmented property category")
+        if found != (segment.number, name.strip(), category, asked(segment.entry, "type", name)):
+            raise _failed(f"number, label or code of segment {segment.number} ({name}) is not what was asked for")
+
+
+def _check_measures(measures: Dataset, sources: Sources, allowed: float) -> None:
+    """Hold pixel spacing, slice thickness and distance in mm against the sources."""
+    slices = sources.slices
+    normal = np.cross(*slices[0].orientation)
+    span = float(abs((slices[-1].position - slices[0].position) @ normal) / np.linalg.norm(normal))
+    step = span / (len(slices) - 1) if len(slices) > 1 else 0.0
+    wanted = {"SliceThickness": float(sources.first.get("SliceThickness") or 0) or step}
+    if len(slices) > 1:
+        wanted["SpacingBetweenSlices"] = step
+    for keyword, value in wanted.items():
+        if abs(float(measures.get(keyword) or 0) - value) > allowed:
+            raise _failed(f"its {keyword} is {measures.get(keyword)}, that of the sources {value:.6g}")
+    spacing = [float(v) for v in measures.PixelSpacing]
+    if not np.allclose(spacing, slices[0].pixel_spacing, rtol=1e-6, atol=0):
+        raise _failed(f"its PixelSpacing is {spacing}, that of the sources {list(slices[0].pixel_spacing)}")
 
 
 def _frame(packed: NDArray[np.uint8], n: int, rows: int, columns: int) -> NDArray[np.bool_]:

@@ -48,6 +48,7 @@ class SourceSlice:
         pixel_spacing: (row spacing, column spacing), mm.
         shape: (rows, columns).
         lossy: it was once compressed with loss.
+        header_sha256: of its header, as `Instance` has it.
     """
 
     sop_class_uid: str
@@ -57,6 +58,7 @@ class SourceSlice:
     pixel_spacing: tuple[float, float]
     shape: tuple[int, int]
     lossy: bool
+    header_sha256: str
 
     def plane(self) -> NDArray[np.float64]:
         """Return the 3x3 matrix that takes (i, j, 1) to mm.
@@ -164,18 +166,19 @@ def _whole_header(data: bytes) -> Dataset:
             raise DataError("source-unreadable", message) from None
 
 
-def check_sources(sources: Sources, entries: Sequence[Mapping[str, Any]]) -> None:
+def check_sources(sources: Sources, entries: Sequence[Mapping[str, Any]], headers: Sequence[str]) -> None:
     """Check that the files still are the images that the volume was made from.
 
     Args:
         sources: opened again.
         entries: `slices` of `geometry.json`, in the same order.
+        headers: `header_sha256` of `series.json`, in the same order.
 
     Raises:
-        DataError: `source-changed` where a SOPInstanceUID or a position (by more than 1e-3 mm) differs.
+        DataError: `source-changed` where a SOPInstanceUID, a position (by more than 1e-3 mm) or anything else in a header differs.
     """
     hint = "run md select-series and the stages after it again"
-    for k, (source, entry) in enumerate(zip(sources.slices, entries, strict=True)):
+    for k, (source, entry, header) in enumerate(zip(sources.slices, entries, headers, strict=True)):
         if source.sop_instance_uid != entry["sop_instance_uid"]:
             raise DataError(
                 "source-changed", f"source {k + 1} is another image than the volume was made from", hint=hint
@@ -184,6 +187,9 @@ def check_sources(sources: Sources, entries: Sequence[Mapping[str, Any]]) -> Non
         if off > _SAME_POSITION_MM:
             message = f"source {k + 1} lies {off:.4f} mm from where the volume was made from it"
             raise DataError("source-changed", message, hint=hint, off_mm=off)
+        if source.header_sha256 != header:
+            message = f"source {k + 1} has another header than when it was scanned"
+            raise DataError("source-changed", message, hint=hint, slice=k)
 
 
 def in_source_time(moment: datetime, first: Dataset) -> datetime:
@@ -213,7 +219,8 @@ def _slice(instance: Instance, k: int) -> SourceSlice:
     if frames != 1:
         raise DataError("multi-frame-source", f"source {k + 1} has {frames} frames")
     row_spacing, column_spacing = _numbers(instance, "PixelSpacing", k, 2)
-    lossy = instance.get("LossyImageCompression") == "01" or instance.get("TransferSyntaxUID") in _LOSSY_SYNTAXES
+    # Anything but 00 may be an 01 that was spoilt.
+    lossy = instance.get("LossyImageCompression", "00") != "00" or instance.get("TransferSyntaxUID") in _LOSSY_SYNTAXES
     return SourceSlice(
         sop_class_uid=str(instance.get("SOPClassUID")),
         sop_instance_uid=str(instance.get("SOPInstanceUID")),
@@ -222,4 +229,5 @@ def _slice(instance: Instance, k: int) -> SourceSlice:
         pixel_spacing=(float(row_spacing), float(column_spacing)),
         shape=(int(instance.get("Rows")), int(instance.get("Columns"))),
         lossy=lossy,
+        header_sha256=instance.header_sha256,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from mdcli.workspace import Workspace
+
+# Source: DICOM PS3.5 table 6.2-1, an Integer String holds 32 bits.
+_LARGEST_SERIES_NUMBER = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -26,29 +31,72 @@ class Params:
     ] = ""
 
 
-def _slices(geometry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the entries of the source images in the order of k."""
-    slices: list[dict[str, Any]] = sorted(geometry["slices"], key=lambda entry: entry["k"])
-    if [entry["k"] for entry in slices] != list(range(geometry["shape"][0])):
-        raise DataError("bad-artifact", "geometry.json does not name one source image for every slice")
-    return slices
+@dataclass(frozen=True)
+class _Images:
+    """The source images in the order of k.
+
+    Attributes:
+        entries: `slices` of `geometry.json`.
+        files: (path, size in bytes).
+        headers: SHA-256 of their headers when they were scanned.
+    """
+
+    entries: list[dict[str, Any]]
+    files: list[tuple[str, int]]
+    headers: list[str]
 
 
-def _files(ws: Workspace, slices: list[dict[str, Any]]) -> list[tuple[str, int]]:
-    """Return (path, size in bytes) of the source images in the order of k."""
-    sizes = {entry["path"]: entry["size"] for entry in ws.read_json("series").get("instances", [])}
-    missing = next((entry["k"] for entry in slices if entry["path"] not in sizes), None)
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Refuse a JSON artifact by name where it has another form than it should."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        message = f"{name} has not the form that it should have ({type(error).__name__})"
+        raise DataError("bad-artifact", message) from error
+
+
+def _images(ws: Workspace) -> _Images:
+    """Return the source images, by `geometry.json` and `series.json`, which must be about one series."""
+    geometry, series = ws.read_json("geometry"), ws.read_json("series")
+    with _reading("geometry.json"):
+        entries: list[dict[str, Any]] = sorted(geometry["slices"], key=lambda entry: int(entry["k"]))
+        if [entry["k"] for entry in entries] != list(range(geometry["shape"][0])):
+            raise DataError("bad-artifact", "geometry.json does not name one source image for every slice")
+        paths = [_text(entry["path"]) for entry in entries]
+        for entry in entries:
+            _text(entry["sop_instance_uid"])
+            if len([float(v) for v in entry["position_mm"]]) != 3:
+                raise ValueError
+        [[float(v) for v in row] for row in geometry["affine_lps"]]
+    with _reading("series.json"):
+        known = {_text(i["path"]): (int(i["size"]), _text(i["header_sha256"])) for i in series["instances"]}
+        scanned = series["series"].get("series_instance_uid")
+    _same_series(geometry.get("series_instance_uid"), "geometry.json", scanned, "series.json")
+    missing = next((k for k, path in enumerate(paths) if path not in known), None)
     if missing is not None:
         hint = "run md load-volume again"
         raise DataError("bad-artifact", f"series.json does not list the source of slice {missing + 1}", hint=hint)
-    return [(entry["path"], sizes[entry["path"]]) for entry in slices]
+    return _Images(entries, [(path, known[path][0]) for path in paths], [known[path][1] for path in paths])
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _same_series(one: Any, one_name: str, other: Any, other_name: str) -> None:
+    if one is not None and other is not None and one != other:
+        hint = "run the stages of one series in one workspace"
+        raise DataError("other-series", f"{one_name} is of another series than {other_name}", hint=hint)
 
 
 def _sources(ws: Workspace, params: Params) -> Sources:
     from mdcli.dicom.opening import split_path
 
     root = ws.source_root("series")
-    files = _files(ws, _slices(ws.read_json("geometry")))
+    files = _images(ws).files
 
     def digest() -> str:
         from mdcli.dicom.sources import open_sources
@@ -76,17 +124,29 @@ def run(ws: Workspace, params: Params) -> None:
     """Write `seg`, or say that nothing was found."""
     from mdcli import __version__
     from mdcli.dicom.finding import Finding
-    from mdcli.dicom.seg import Request, check_grid, describe, make_seg, read_back
+    from mdcli.dicom.seg import Request, check_carried, describe, make_seg, on_grid, read_back
     from mdcli.dicom.sources import check_sources, in_source_time, open_sources
 
     def say(findings: list[Finding]) -> None:
         for finding in findings:
             (ws.warn if finding.warning else ws.note)(finding.code, finding.message, **finding.numbers)
 
+    if params.series_number is not None and not 1 <= params.series_number <= _LARGEST_SERIES_NUMBER:
+        message = f"--series-number is {params.series_number}, not 1 to {_LARGEST_SERIES_NUMBER}"
+        raise UsageError("bad-series-number", message)
     geometry, document = ws.read_json("geometry"), ws.read_json("segments")
-    labels = ws.read_volume("labels")
-    check_grid(labels, geometry)
-    with ws.span("count"):
+    images = _images(ws)
+    _same_series(
+        document.get("series_instance_uid"), "segments.json", geometry.get("series_instance_uid"), "geometry.json"
+    )
+    if document.get("lossy") is None:
+        document["lossy"] = geometry.get("lossy")
+    found = ws.read_volume("labels")
+    labels = on_grid(found, geometry)
+    if labels.affine is not found.affine:
+        ws.note("labels-put-in-order", "the labels' axes run another way than the source grid's: put in its order")
+    with ws.span("count"), _reading("segments.json"):
+        check_carried(document)
         segments, notes = describe(labels.array, document)
     if not segments:
         if document.get("empty") == "error":
@@ -94,11 +154,10 @@ def run(ws: Workspace, params: Params) -> None:
         ws.nothing_found("nothing-found", "no label has a voxel: no SEG is written")
         return
     say(notes)
-    entries = _slices(geometry)
-    root, files = ws.source_root("series"), _files(ws, entries)
+    root = ws.source_root("series")
     with ws.span("sources"):
-        sources = open_sources(root, files)
-        check_sources(sources, entries)
+        sources = open_sources(root, images.files)
+        check_sources(sources, images.entries, images.headers)
         ws.sources_digest(sources.digest)
     request = Request(
         document=document,
@@ -121,8 +180,8 @@ def run(ws: Workspace, params: Params) -> None:
         with ws.span("write"), path.open("wb") as file:
             written.write(file)
         with ws.span("read-back"):
-            again = open_sources(root, files)
-            read_back(path, labels.array, labels.affine, again.slices, segments)
+            again = open_sources(root, images.files)
+            read_back(path, labels.array, labels.affine, again, segments)
 
 
 def preload(params: Params) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from datetime import datetime
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
-from mdcli.dicom.seg import Request, check_grid, count_labels, describe, make_seg, read_back
+from mdcli.dicom.seg import Request, count_labels, describe, make_seg, on_grid, read_back
 from mdcli.dicom.sources import open_sources
 from mdcli.errors import DataError
 from mdcli.imaging.nifti import Volume
@@ -29,7 +30,7 @@ def write(case: Case, path: Path, labels: np.ndarray | None = None, **asked):
     written = make_seg(labels, case.affine, sources, segments, Request(**asked))
     with path.open("wb") as file:
         written.write(file)
-    read_back(path, labels, case.affine, open_sources(case.root, case.files).slices, segments)
+    read_back(path, labels, case.affine, open_sources(case.root, case.files), segments)
     return written
 
 
@@ -107,7 +108,7 @@ def test_three_judges_agree_on_every_plane(tmp_path, judge, plane):
 )
 def test_three_judges_agree_on_real_series(tmp_path, judge, shared_data, name):
     case = real_case(shared_data / name / "dicom")
-    check_grid(Volume(case.labels, case.affine), case.geometry)
+    on_grid(Volume(case.labels, case.affine), case.geometry)
     written = write(case, tmp_path / "seg.dcm")
     lacks_frame = name[:2] in ("13", "14")
     assert ("no-frame-of-reference" in [f.code for f in written.findings]) == lacks_frame
@@ -272,22 +273,52 @@ def test_a_description_that_a_person_spoilt_is_refused(tmp_path, change):
 def test_labels_on_another_grid_are_refused_with_both_affines(tmp_path, change):
     case = make_case(tmp_path)
     with pytest.raises(DataError) as error:
-        check_grid(Volume(case.labels, change(case.affine)), case.geometry)
+        on_grid(Volume(case.labels, change(case.affine)), case.geometry)
     assert error.value.code == "other-grid"
     assert {"labels_affine_lps", "source_affine_lps"} <= set(error.value.numbers)
 
 
 def test_an_affine_as_float32_keeps_it_is_the_same_grid(tmp_path):
     case = make_case(tmp_path, "oblique")
-    check_grid(Volume(case.labels, case.affine.astype(np.float32).astype(float)), case.geometry)
+    on_grid(Volume(case.labels, case.affine.astype(np.float32).astype(float)), case.geometry)
 
 
 def test_labels_of_another_shape_or_of_fractions_are_refused(tmp_path):
     case = make_case(tmp_path)
-    for labels, code in ((case.labels[:-1], "other-grid"), (case.labels.astype(np.float32), "float-labels")):
+    fractions = case.labels.astype(np.float32)
+    fractions[2, 0, 0] = 0.5
+    for labels, code in (
+        (case.labels[:-1], "other-grid"),
+        (fractions, "float-labels"),
+        (fractions * np.nan, "float-labels"),
+    ):
         with pytest.raises(DataError) as error:
-            check_grid(Volume(labels, case.affine), case.geometry)
+            on_grid(Volume(labels, case.affine), case.geometry)
         assert error.value.code == code
+
+
+def test_whole_numbers_as_floating_point_are_the_same_labels(tmp_path):
+    case = make_case(tmp_path)
+    for dtype in (np.float32, np.float64):
+        found = on_grid(Volume(case.labels.astype(dtype), case.affine), case.geometry).array
+        assert found.dtype.kind == "i" and np.array_equal(found, case.labels)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+@pytest.mark.parametrize("plane", ["axial", "oblique"])
+def test_labels_saved_with_axes_swapped_and_turned_round_are_put_in_the_sources_order(tmp_path, plane, order):
+    case = make_case(tmp_path, plane)
+    for flips in product((False, True), repeat=3):
+        voxels = case.labels.transpose(2, 1, 0).transpose(order)
+        affine = case.affine[:, [*order, 3]].copy()
+        for axis in np.flatnonzero(flips):
+            # The last voxel becomes the first: the origin moves there and the axis points back.
+            affine[:3, 3] += affine[:3, axis] * (voxels.shape[axis] - 1)
+            affine[:3, axis] *= -1
+            voxels = np.flip(voxels, axis)
+        found = on_grid(Volume(voxels.transpose(2, 1, 0), affine), case.geometry)
+        assert np.array_equal(found.array, case.labels)
+        assert np.allclose(found.affine, case.affine, atol=1e-9)
 
 
 # The read-back
@@ -373,8 +404,71 @@ def test_the_read_back_finds_one_flipped_bit(tmp_path):
     (tmp_path / "seg.dcm").write_bytes(data)
     segments, _ = describe(case.labels, case.segments)
     with pytest.raises(DataError) as error:
-        read_back(tmp_path / "seg.dcm", case.labels, case.affine, open_sources(case.root, case.files).slices, segments)
+        read_back(tmp_path / "seg.dcm", case.labels, case.affine, open_sources(case.root, case.files), segments)
     assert error.value.code == "read-back-failed"
+
+
+def _set(*path_and_value):
+    """Return a change of one attribute, reached by keywords and item numbers."""
+    *path, keyword, value = path_and_value
+
+    def change(ds):
+        for part in path:
+            ds = ds[part] if isinstance(part, int) else getattr(ds, part)
+        setattr(ds, keyword, value)
+
+    return change
+
+
+def _swap_labels(ds):
+    one, two = ds.SegmentSequence[0], ds.SegmentSequence[1]
+    one.SegmentLabel, two.SegmentLabel = two.SegmentLabel, one.SegmentLabel
+
+
+MEASURES = ("SharedFunctionalGroupsSequence", 0, "PixelMeasuresSequence", 0)
+CODE = ("SegmentSequence", 1, "SegmentedPropertyTypeCodeSequence", 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "patient id": _set("PatientID", "ANOTHER"),
+        "no patient id": lambda ds: delattr(ds, "PatientID"),
+        "patient name": _set("PatientName", "Another^One"),
+        "study": _set("StudyInstanceUID", "1.2.3"),
+        "frame of reference": _set("FrameOfReferenceUID", "1.2.3"),
+        "accession number": _set("AccessionNumber", "A2"),
+        "referenced series": _set("ReferencedSeriesSequence", 0, "SeriesInstanceUID", "1.2.3"),
+        "a reference lost": lambda ds: ds.ReferencedSeriesSequence[0].ReferencedInstanceSequence.pop(),
+        "labels swapped": _swap_labels,
+        "number": _set("SegmentSequence", 0, "SegmentNumber", 9),
+        "code": _set(*CODE, "CodeValue", "10200004"),
+        "code meaning": _set(*CODE, "CodeMeaning", "Liver"),
+        "code scheme": _set(*CODE, "CodingSchemeDesignator", "FMA"),
+        "category": _set("SegmentSequence", 0, "SegmentedPropertyCategoryCodeSequence", 0, "CodeValue", "49755003"),
+        "one segment more": lambda ds: ds.SegmentSequence.append(ds.SegmentSequence[0]),
+        "one segment less": lambda ds: ds.SegmentSequence.pop(),
+        "distance": _set(*MEASURES, "SpacingBetweenSlices", 99),
+        "thickness": _set(*MEASURES, "SliceThickness", 99),
+        "pixel spacing": _set(*MEASURES, "PixelSpacing", [1.25001, 0.75]),
+        "no pixel spacing": lambda ds: delattr(
+            ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], "PixelSpacing"
+        ),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_the_read_back_finds_every_change_of_identity_segments_and_measures(tmp_path, change):
+    case = make_case(tmp_path)
+    write(case, tmp_path / "seg.dcm")
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    change[1](ds)
+    ds.save_as(tmp_path / "seg.dcm")
+    segments, _ = describe(case.labels, case.segments)
+    with pytest.raises(DataError) as error:
+        read_back(tmp_path / "seg.dcm", case.labels, case.affine, open_sources(case.root, case.files), segments)
+    assert error.value.code == "read-back-failed"
+    shown = f"{error.value} {error.value.numbers}"
+    assert not any(value in shown for value in ("ANOTHER", "Another", "CANARYID", "Canary"))
 
 
 # UIDs and bytes
@@ -550,14 +644,114 @@ def test_a_description_of_65_characters_is_refused(tmp_path):
     assert error.value.code == "series-description-too-long"
 
 
+def _misfits(ds, k):
+    ds.StudyID, ds.AccessionNumber, ds.PatientAge = "S" * 17, "A" * 17, "0Y"
+
+
 def test_a_value_too_long_for_its_vr_is_left_out_but_never_what_ties_the_object_to_its_patient(tmp_path):
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        case = make_case(tmp_path, change=lambda ds, k: ds.update({"StudyID": "S" * 17, "AccessionNumber": "A" * 17}))
+        case = make_case(tmp_path, change=_misfits)
         written = write(case, tmp_path / "seg.dcm")
         ds = pydicom.dcmread(tmp_path / "seg.dcm")
         note = next(f for f in written.findings if f.code == "invalid-attributes")
-        assert "StudyID" in note.message and "AccessionNumber" not in note.message and "SSS" not in note.message
-        assert not ds.StudyID and ds.AccessionNumber == "A" * 17
+        assert "PatientAge" in note.message and "StudyID" in note.message and "SSS" not in note.message
+        kept = next(f for f in written.findings if f.code == "invalid-identity" and f.warning)
+        assert "AccessionNumber" in kept.message and "StudyID" not in kept.message and "AAA" not in kept.message
+        assert "PatientAge" not in ds and (ds.StudyID, ds.AccessionNumber) == ("", "A" * 17)
+
+
+@pytest.mark.parametrize("uid", ["1.2.03.4", "1.2." + "3" * 70, "1.2.abc"])
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "FrameOfReferenceUID", "SeriesInstanceUID"])
+def test_a_uid_that_is_not_valid_ties_the_object_to_its_study_all_the_same(tmp_path, keyword, uid):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = make_case(tmp_path, change=lambda ds, k: setattr(ds, keyword, uid))
+        written = write(case, tmp_path / "seg.dcm")
+        ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    finding = next(f for f in written.findings if f.code == "invalid-uid" and f.warning)
+    assert keyword in finding.message and uid not in finding.message
+    holder = ds.ReferencedSeriesSequence[0] if keyword == "SeriesInstanceUID" else ds
+    assert holder.get_item(keyword).value == (uid + "\0" * (len(uid) % 2)).encode()
+
+
+def test_two_values_for_one_uid_are_refused(tmp_path):
+    case = make_case(tmp_path, change=lambda ds, k: setattr(ds, "StudyInstanceUID", ["1.2.3", "1.2.4"]))
+    with pytest.raises(DataError) as error:
+        write(case, tmp_path / "seg.dcm")
+    assert error.value.code in ("unwritable-uid", "source-unreadable")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientName", "Canary^" + "x" * 65),
+        ("PatientName", ["Canary^One", "Canary^Two"]),
+        ("PatientID", ["CANARYID", "TWO"]),
+        ("PatientID", "CANARY\0ID"),
+        ("AccessionNumber", ["A1", "A2"]),
+        ("ClinicalTrialSponsorName", "Sponsor"),
+    ],
+)
+def test_identity_that_breaks_the_object_is_kept_and_warned_of_by_keyword(tmp_path, keyword, value):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = make_case(tmp_path, change=lambda ds, k: setattr(ds, keyword, value))
+        written = write(case, tmp_path / "seg.dcm")
+        found = pydicom.dcmread(tmp_path / "seg.dcm")[keyword].value
+        source = pydicom.dcmread(case.root / case.paths[0])[keyword].value
+    finding = next(f for f in written.findings if f.code == "invalid-identity" and f.warning)
+    assert keyword in finding.message
+    assert not any(text in finding.message for text in ("Canary", "CANARY", "Sponsor,", "A1"))
+    assert str(found) == str(source)
+
+
+@pytest.mark.parametrize("keyword", ["ReferringPhysicianName", "Manufacturer", "StudyID"])
+def test_two_values_where_one_belongs_are_left_out_and_noted(tmp_path, judge, keyword):
+    case = make_case(tmp_path, change=lambda ds, k: setattr(ds, keyword, ["One", "Two"]))
+    written = write(case, tmp_path / "seg.dcm")
+    assert any(keyword in f.message for f in written.findings)
+    assert dciodvfy_errors(judge, tmp_path / "seg.dcm") == []
+
+
+@pytest.mark.parametrize("value", ["CANARY", "canary", "02", ["00", "01"]])
+def test_a_lossy_flag_that_is_neither_counts_as_loss(tmp_path, value):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case = make_case(tmp_path, change=lambda ds, k: setattr(ds, "LossyImageCompression", value))
+        written = write(case, tmp_path / "seg.dcm")
+    assert "invalid-lossy" in [f.code for f in written.findings if f.warning]
+    assert pydicom.dcmread(tmp_path / "seg.dcm").LossyImageCompression == "01"
+
+
+def test_how_a_codestream_lost_something_is_said_where_the_header_is_silent(tmp_path):
+    # Source: DICOM PS3.3 C.7.6.1.1.5.1, defined terms.
+    for stream, method in (
+        ("JPEG-LS, error up to 2", "ISO_14495_1"),
+        ("JPEG 2000, irreversible wavelet", "ISO_15444_1"),
+    ):
+        lossy = {"slices": 6, "certain": True, "method": None, "ratio": None, "codestream": [stream]}
+        case = make_case(tmp_path / method, lossy=lossy)
+        write(case, tmp_path / "seg.dcm")
+        ds = pydicom.dcmread(tmp_path / "seg.dcm")
+        assert (ds.LossyImageCompression, ds.LossyImageCompressionMethod) == ("01", method)
+
+
+def test_method_and_ratio_of_the_sources_are_carried_on(tmp_path, judge):
+    def change(ds, k):
+        ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", 10
+        ds.LossyImageCompressionMethod = "ISO_15444_1"
+
+    case = make_case(tmp_path, change=change)
+    write(case, tmp_path / "seg.dcm")
+    ds = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert (ds.LossyImageCompressionMethod, float(ds.LossyImageCompressionRatio)) == ("ISO_15444_1", 10)
+    assert dciodvfy_errors(judge, tmp_path / "seg.dcm") == []

@@ -89,11 +89,21 @@ def test_a_file_of_another_instance_or_place_is_a_changed_source(tmp_path):
     case = make_case(tmp_path)
     sources = open_sources(case.root, case.files)
     entries = case.geometry["slices"]
-    check_sources(sources, entries)
+    check_sources(sources, entries, case.headers)
     for change in ({"sop_instance_uid": "1.2.3"}, {"position_mm": [p + 0.002 for p in entries[2]["position_mm"]]}):
         with pytest.raises(DataError) as error:
-            check_sources(sources, [*entries[:2], {**entries[2], **change}, *entries[3:]])
+            check_sources(sources, [*entries[:2], {**entries[2], **change}, *entries[3:]], case.headers)
         assert error.value.code == "source-changed"
+
+
+def test_a_header_that_differs_in_anything_is_a_changed_source(tmp_path):
+    case = make_case(tmp_path)
+    scanned = case.headers
+    path = case.root / case.paths[2]
+    path.write_bytes(path.read_bytes().replace(b"\x28\x00\x52\x10", b"\x28\x00\x52\x11"))
+    with pytest.raises(DataError) as error:
+        check_sources(open_sources(case.root, case.files), case.geometry["slices"], scanned)
+    assert error.value.code == "source-changed" and "source 3" in error.value.message
 
 
 @pytest.mark.parametrize(("offset", "hour"), [("+0900", 21), ("-0330", 8), (None, 12), ("nonsense", 12)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,91 @@ def test_a_source_that_is_another_image_now_is_refused(tmp_path):
     assert refused(workspace) == "source-changed"
 
 
+def test_a_header_changed_in_place_is_refused(tmp_path):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws")
+    for path, _ in case.files:
+        stat = (case.root / path).stat()
+        data = (case.root / path).read_bytes()
+        (case.root / path).write_bytes(data.replace(b"CANARYID", b"OTHERPAT"))
+        os.utime(case.root / path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert refused(workspace) == "source-changed"
+
+
+def test_labels_of_another_series_on_the_same_grid_are_refused(tmp_path):
+    one, two = make_case(tmp_path / "one"), make_case(tmp_path / "two")
+    one.segments["series_instance_uid"] = two.geometry["series_instance_uid"]
+    assert refused(make_workspace(one, tmp_path / "ws")) == "other-series"
+    one.segments["series_instance_uid"] = one.geometry["series_instance_uid"]
+    workspace = make_workspace(one, tmp_path / "both")
+    run_stage(STAGE, workspace)
+    (workspace / "seg.dcm").unlink()
+    series = json.loads((workspace / "series.json").read_text())
+    series["series"]["series_instance_uid"] = two.geometry["series_instance_uid"]
+    (workspace / "series.json").write_text(json.dumps(series))
+    with pytest.raises(DataError) as error:
+        run_stage(STAGE, workspace)
+    assert error.value.code == "other-series" and not (workspace / "seg.dcm").exists()
+
+
+@pytest.mark.parametrize("number", [-3, 0, 2**31])
+def test_a_series_number_that_is_none_is_a_wrong_call(tmp_path, number):
+    workspace = make_workspace(make_case(tmp_path), tmp_path / "ws")
+    assert refused(workspace, UsageError, series_number=number) == "bad-series-number"
+
+
+def test_a_document_of_another_form_is_refused_by_its_name(tmp_path):
+    case = make_case(tmp_path)
+    workspace = make_workspace(case, tmp_path / "ws")
+    changes = [
+        ("geometry", ("slices", 0, "path"), ["a list"]),
+        ("geometry", ("slices", 0, "sop_instance_uid"), ["a list"]),
+        ("geometry", ("slices", 0, "k"), None),
+        ("geometry", ("slices",), 7),
+        ("geometry", ("affine_lps",), "text"),
+        ("series", ("instances", 0, "path"), ["a list"]),
+        ("series", ("instances", 0, "size"), "many"),
+        ("series", ("instances", 0, "header_sha256"), None),
+        ("series", ("series",), []),
+        ("segments", ("segments", 0), []),
+        ("segments", ("lossy",), []),
+        ("segments", ("completeness",), "complete"),
+        ("segments", ("made",), 3),
+    ]
+    for kind, where, value in changes:
+        file = workspace / f"{kind}.json"
+        good = file.read_text()
+        document = json.loads(good)
+        inner = document
+        for part in where[:-1]:
+            inner = inner[part]
+        inner[where[-1]] = value
+        file.write_text(json.dumps(document))
+        with pytest.raises(DataError) as error:
+            run_stage(STAGE, workspace)
+        assert error.value.code == "bad-artifact" and f"{kind}.json" in error.value.message
+        file.write_text(good)
+
+
+def test_labels_that_another_tool_saved_in_its_own_axes_are_put_in_order(tmp_path):
+    import nibabel
+
+    case = make_case(tmp_path)
+    plain, turned = (make_workspace(case, tmp_path / name) for name in ("plain", "turned"))
+    image = nibabel.load(turned / "labels.nii")
+    canonical = nibabel.as_closest_canonical(image)
+    assert nibabel.aff2axcodes(image.affine) != nibabel.aff2axcodes(canonical.affine)
+    voxels = np.asarray(canonical.dataobj).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(voxels, canonical.affine), turned / "labels.nii")
+    reporter = ListReporter()
+    run_stage(STAGE, turned, reporter=reporter)
+    run_stage(STAGE, plain)
+    assert "labels-put-in-order" in reporter.codes("info")
+    one, two = (pydicom.dcmread(workspace / "seg.dcm") for workspace in (plain, turned))
+    assert one.PixelData == two.PixelData
+    assert one.PerFrameFunctionalGroupsSequence == two.PerFrameFunctionalGroupsSequence
+
+
 def test_a_seg_that_does_not_read_back_is_never_put_in_place(tmp_path, monkeypatch):
     import highdicom.seg
 
@@ -146,12 +232,18 @@ class NoParams:
 def test_labels_edited_by_a_person_are_written_as_semiautomatic(tmp_path):
     case = make_case(tmp_path)
     workspace = make_workspace(case, tmp_path / "ws")
-    (workspace / "labels.nii").unlink()
+    kinds = ("series", "geometry", "segments")
+    documents = {kind: json.loads((workspace / f"{kind}.json").read_text()) for kind in kinds}
+    for name in ("labels.nii", *(f"{kind}.json" for kind in kinds)):
+        (workspace / name).unlink()
 
     def fake(ws, params):
+        ws.set_source_root("series", case.root)
         ws.write_volume("labels", case.labels, case.affine)
+        for kind, document in documents.items():
+            ws.write_json(kind, document)
 
-    run_stage(Stage("fake-infer", NoParams, fake, writes=("labels",)), workspace)
+    run_stage(Stage("fake-infer", NoParams, fake, writes=("labels", *kinds)), workspace)
     run_stage(STAGE, workspace)
     kinds = {s.SegmentAlgorithmType for s in pydicom.dcmread(workspace / "seg.dcm").SegmentSequence}
     assert kinds == {"AUTOMATIC"}
