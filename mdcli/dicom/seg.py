@@ -827,7 +827,10 @@ def read_back(
         DataError: `read-back-failed`; no message shows a value of the patient's.
     """
     try:
-        _read_back(path, labels, affine, sources, list(segments))
+        with warnings.catch_warnings():
+            # pydicom's warnings show values, which may be a patient's.
+            warnings.simplefilter("ignore")
+            _read_back(path, labels, affine, sources, list(segments))
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise _failed(f"something in it can't be read ({type(error).__name__})") from error
 
@@ -838,10 +841,8 @@ def _read_back(
 ) -> None:
     from pydicom import dcmread
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = dcmread(path)
-        _check_identity(dataset, sources)
+    dataset = dcmread(path)
+    _check_identity(dataset, sources)
     _check_segments(dataset, segments)
     slices = sources.slices
     rows, columns = int(dataset.Rows), int(dataset.Columns)

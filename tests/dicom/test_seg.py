@@ -679,6 +679,18 @@ def test_a_uid_that_is_not_valid_ties_the_object_to_its_study_all_the_same(tmp_p
     assert holder.get_item(keyword).value == (uid + "\0" * (len(uid) % 2)).encode()
 
 
+def test_no_warning_of_the_library_shows_an_image_uid_that_is_not_valid(tmp_path, recwarn):
+    case = make_case(tmp_path)
+    for k, path in enumerate(case.paths):
+        data = (case.root / path).read_bytes()
+        uid = case.geometry["slices"][k]["sop_instance_uid"].encode()
+        (case.root / path).write_bytes(data.replace(uid, b"1.2.0" + b"1" * (len(uid) - 6) + str(k).encode()))
+    recwarn.clear()
+    written = write(case, tmp_path / "seg.dcm")
+    assert "SOPInstanceUID" in next(f.message for f in written.findings if f.code == "invalid-uid")
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_two_values_for_one_uid_are_refused(tmp_path):
     case = make_case(tmp_path, change=lambda ds, k: setattr(ds, "StudyInstanceUID", ["1.2.3", "1.2.4"]))
     with pytest.raises(DataError) as error:
