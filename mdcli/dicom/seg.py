@@ -694,7 +694,7 @@ def _state_loss(dataset: Segmentation, sources: Sources, request: Request, findi
     dataset.LossyImageCompression = "01"
     syntax = str(getattr(first, "file_meta", {}).get("TransferSyntaxUID", ""))
     streams = (syntax, *(str(text) for text in lossy.get("codestream") or []))
-    known = [method for start, method in _METHODS.items() if any(text.startswith(start) for text in streams)]
+    known = sorted({method for start, method in _METHODS.items() if any(text.startswith(start) for text in streams)})
     for keyword, name, pattern in (
         ("LossyImageCompressionMethod", "method", r"[A-Z0-9_ ]{1,16}"),
         ("LossyImageCompressionRatio", "ratio", r"[0-9.eE+-]{1,16}"),

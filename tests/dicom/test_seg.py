@@ -757,6 +757,18 @@ def test_how_a_codestream_lost_something_is_said_where_the_header_is_silent(tmp_
         assert (ds.LossyImageCompression, ds.LossyImageCompressionMethod) == ("01", method)
 
 
+def test_a_method_that_syntax_and_codestream_both_tell_is_named_once(tmp_path):
+    lossy = {"slices": 6, "certain": True, "codestream": ["JPEG-LS, error up to 2", "JPEG-LS, error up to 3"]}
+    case = make_case(tmp_path, lossy=lossy)
+    sources = open_sources(case.root, case.files)
+    sources.first.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.81"
+    segments, _ = describe(case.labels, case.segments)
+    written = make_seg(case.labels, case.affine, sources, segments, Request(case.segments, "0.0", NOON))
+    with (tmp_path / "seg.dcm").open("wb") as file:
+        written.write(file)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").LossyImageCompressionMethod == "ISO_14495_1"
+
+
 def test_method_and_ratio_of_the_sources_are_carried_on(tmp_path, judge):
     def change(ds, k):
         ds.LossyImageCompression, ds.LossyImageCompressionRatio = "01", 10
