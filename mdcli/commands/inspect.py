@@ -117,7 +117,9 @@ def _tree(ws: Workspace, rows: list[dict[str, Any]]) -> None:
         happened = row["happened"]
         title = f"{row['artifact'] or row['role']}  {row['state']}, {_bytes(row['bytes'])}"
         node = branches[row["case"]].add(escape(title))
-        given = " ".join(f"--{n.replace('_', '-')}={v}" for n, v in row["params"].items() if v not in (None, False, [], ""))
+        given = " ".join(
+            f"--{n.replace('_', '-')}={v}" for n, v in row["params"].items() if v not in (None, False, [], "")
+        )
         node.add(escape(f"{row['stage']} {given}".strip() + f" in {happened.get('seconds', 0):.2f} s"))
         for title, values in (("from", row["inputs"].values()), ("edited", row["edited_inputs"])):
             if values:
