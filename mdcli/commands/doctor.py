@@ -109,7 +109,7 @@ def _docker() -> list[Finding]:
 
     tool = shutil.which("docker") or shutil.which("podman")
     if tool is None:
-        return [Finding("docker", "not there", "no docker or podman", "apt-get install docker.io")]
+        return [Finding("docker", "not there", "no docker or podman", "apt-get install podman")]
     try:
         done = subprocess.run([tool, "info"], capture_output=True, text=True, timeout=15, check=False)
     except (OSError, subprocess.SubprocessError) as error:

@@ -217,7 +217,8 @@ def test_the_segments_file_says_what_labels_are():
 
 def anonymous(seg):
     seg.PatientName = seg.PatientID = seg.PatientBirthDate = seg.AccessionNumber = ""
-    seg.ReferringPhysicianName = seg.OperatorsName = ""
+    # highdicom copies people's names from the sources into sequences too.
+    seg.walk(lambda _, element: setattr(element, "value", "") if element.VR == "PN" else None)
 
 
 def flagged(seg):
