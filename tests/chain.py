@@ -10,6 +10,8 @@ from mdcli.stage import Stage
 from mdcli.testing import run_stage
 
 CHAIN = ("select-series", "load-volume", "infer", "write-seg")
+# The stage whose artifacts each stage works on; one that needs none is not here.
+NEEDS = {"load-volume": "select-series", "infer": "load-volume", "write-seg": "infer"}
 CANARY = "Canaryname"
 
 

@@ -11,7 +11,7 @@ import pytest
 from mdcli import registry
 from mdcli.stage import fields_of
 from mdcli.testing import contract_problems
-from tests.chain import CANARY, CHAIN, canary_study, md_environment, params_of, run_chain, stage_of
+from tests.chain import CANARY, NEEDS, canary_study, md_environment, params_of, run_chain, stage_of
 
 SCHEMAS = Path(__file__).parents[1] / "mdcli" / "schemas"
 
@@ -30,10 +30,10 @@ def prepared(study, tmp_path_factory):
     def up_to(word):
         if word not in done:
             place = folder / word.replace("-", "_")
-            if CHAIN.index(word) == 0:
+            before = NEEDS.get(word)
+            if before is None:
                 place.mkdir()
             else:
-                before = CHAIN[CHAIN.index(word) - 1]
                 shutil.copytree(up_to(before), place)
                 from mdcli.testing import run_stage
 

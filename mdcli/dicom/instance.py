@@ -1,4 +1,4 @@
-"""One DICOM instance as the scan sees it: header facts and where its pixels lie in the file."""
+"""One DICOM instance as the scan sees it, or one frame of one: header facts and where its pixels lie in the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ class Instance:
         header_sha256: of all bytes before `pixel_offset` (of the whole file where that is None).
         attributes: DICOM keyword to value, only what is in the file: an empty element is None, DS and IS are numbers (an unreadable
             one stays its text), multi-valued ones lists, text is decoded and stripped. Always holds `TransferSyntaxUID` and what
-            `mdcli.dicom.headers.KEYWORDS` lists; never an attribute of the patient module.
+            `mdcli.dicom.headers.KEYWORDS` lists; never an attribute of the patient module. Of a frame: the instance's, with the
+            frame's own functional groups over them, by the keywords that a single-frame image has.
+        frame: which frame of the file, from 0; None where the file holds one image.
+        tile: of a mosaic's tile, (first row, first column, rows, columns) of the tile and the stored picture: the tile starts at the
+            first two, the stored picture has the last two; `Rows` and `Columns` are then the tile's. None elsewhere.
     """
 
     path: str
@@ -28,6 +32,8 @@ class Instance:
     pixel_length: int | None
     header_sha256: str
     attributes: dict[str, Any] = field(default_factory=dict)
+    frame: int | None = None
+    tile: tuple[int, int, int, int] | None = None
 
     def get(self, keyword: str, default: Any = None) -> Any:
         """Return an attribute's value, or `default` where it is absent or empty."""
