@@ -268,6 +268,9 @@ def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls) -> _Foun
         there = []
         for kind in stage.writes:
             role = target.role_to_write(kind)
+            if stage.splits and not children and kind in stage.reads and role == ws.role_to_read(kind):
+                # It writes that kind into child workspaces only; here it is what another stage wrote.
+                continue
             record = target.record(role)
             state, _ = target.state(role, rehash=controls.rehash)
             if record is None and kind in stage.optional_writes and state == "absent":
@@ -427,6 +430,12 @@ def execute(
                 for target, role in found.edited:
                     say("info", "kept-edited", f"{artifact_name(role)} of {target.name} was edited and is kept")
                 _settle(stage, ws, found, plan)
+                if stage.report:
+                    ws._run = run
+                    try:
+                        stage.report(ws, params)
+                    finally:
+                        ws._run = None
                 result = "up-to-date"
                 return found.outcome
             if found.edited and not controls.force:

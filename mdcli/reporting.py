@@ -31,6 +31,9 @@ class Reporter:
             numbers: the values behind the sentence.
         """
 
+    def report(self, text: str, document: dict[str, Any], *, stage: str | None = None, case: str | None = None) -> None:
+        """Take a report that was asked for: lines for a person, and the same for a machine."""
+
     @contextmanager
     def progress(self, total: float | None, text: str) -> Iterator[Callable[[float], None]]:
         """Give a function to call with how much more is done, in the unit of `total`."""

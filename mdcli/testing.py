@@ -25,6 +25,10 @@ class ListReporter(Reporter):
         """Keep one event."""
         self.events.append({"level": level, "message": message, **facts})
 
+    def report(self, text: str, document: dict[str, Any], *, stage: str | None = None, case: str | None = None) -> None:
+        """Keep one report, as an event of the code `report`."""
+        self.events.append({"level": "report", "code": "report", "message": text, "document": document})
+
     def codes(self, level: str | None = None) -> list[str]:
         """Return the codes of the events, of one level or all."""
         return [e["code"] for e in self.events if level in (None, e["level"])]

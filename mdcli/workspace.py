@@ -496,6 +496,10 @@ class Workspace:
         with self.run.reporter.progress(total, text) as advance:
             yield advance
 
+    def report(self, text: str, document: dict[str, Any]) -> None:
+        """Give a report that was asked for: lines for a person, and the same for a machine."""
+        self.run.reporter.report(text, document, stage=self.run.stage, case=self.name)
+
     def nothing_found(self, code: str, message: str) -> None:
         """Say that the case was processed and nothing was found: status 0, and the record says so."""
         self.run.nothing_found = True

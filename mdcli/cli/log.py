@@ -54,6 +54,10 @@ class TextReporter(Reporter):
         where = f"{case}: " if self.name_cases and case else ""
         self._write(printable(f"md: {word}: {where}{message}" + (f" [{code}]" if code else "")))
 
+    def report(self, text: str, document: dict[str, Any], *, stage: str | None = None, case: str | None = None) -> None:
+        """Write the lines, whatever the level: they were asked for."""
+        self._write(printable(text))
+
     def _write(self, line: str) -> None:
         # A file name may hold bytes that are no UTF-8: say them escaped instead of failing.
         self.stream.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
@@ -110,8 +114,22 @@ class JsonReporter(TextReporter):
         numbers: dict[str, Any] | None = None,
     ) -> None:
         """Write one object, if its level is asked for."""
-        if _ORDER[level] < _ORDER[self.level]:
-            return
+        if _ORDER[level] >= _ORDER[self.level]:
+            self._object(level, message, code, stage, case, numbers)
+
+    def report(self, text: str, document: dict[str, Any], *, stage: str | None = None, case: str | None = None) -> None:
+        """Write one object with the code `report`: the document is its `numbers`."""
+        self._object("info", text.split("\n")[0], "report", stage, case, document)
+
+    def _object(
+        self,
+        level: str,
+        message: str,
+        code: str | None,
+        stage: str | None,
+        case: str | None,
+        numbers: dict[str, Any] | None,
+    ) -> None:
         line = {
             "schema": "md.log/1",
             "time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),

@@ -22,8 +22,8 @@ class Instance:
             `mdcli.dicom.headers.KEYWORDS` lists; never an attribute of the patient module. Of a frame: the instance's, with the
             frame's own functional groups over them, by the keywords that a single-frame image has.
         frame: which frame of the file, from 0; None where the file holds one image.
-        tile: of a mosaic's tile, (first row, first column, rows, columns) of the tile and the stored picture: the tile starts at the
-            first two, the stored picture has the last two; `Rows` and `Columns` are then the tile's. None elsewhere.
+        tile: of a mosaic, (first row, first column, stored rows, stored columns): where the tile starts in the stored picture, and
+            that picture's size; `Rows` and `Columns` are then the tile's. None elsewhere.
     """
 
     path: str
