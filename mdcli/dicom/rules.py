@@ -6,16 +6,22 @@
     conjunction = negation { "and" negation }
     negation    = "not" negation | "(" expression ")" | condition
     condition   = keyword ( "=" | "!=" | "<" | "<=" | ">" | ">=" ) value
-                | keyword "in" "(" value { "," value } ")"
+                | keyword [ "not" ] "in" "(" value { "," value } ")"
                 | keyword "contains" value
                 | keyword ( "matches" | "~" ) pattern
+                | keyword "is" ( "present" | "absent" )
+                | truth
 
-A keyword is a DICOM keyword or one of `COMPUTED`. A value is a word, a number, or text in single or double quotes (the quote
-itself doubled). Text is compared without regard to case; numbers as numbers. An attribute of several values equals their text
-joined by backslashes, or a number that all of them are; `contains` asks whether one of them is the value, and for an attribute
-of one value whether the value is part of it; an order holds if it holds for all of them. `matches` looks for a regular
-expression anywhere in a value. An absent or empty attribute equals nothing, contains nothing and is in no order, so only `!=`
-and `not` hold for it.
+A keyword is a DICOM keyword or one of `COMPUTED`; a truth is one of those that are true or false, alone. A value is a word, a
+number, or text in single or double quotes (the quote itself doubled). Text is compared without regard to case; numbers as
+numbers. An attribute of several values equals their text joined by backslashes, or a number that all of them are; `contains` asks
+whether one of them is the value, and for an attribute of one value whether the value is part of it; an order holds if it holds
+for all of them. `matches` looks for a regular expression anywhere in a value; a number is there as it is commonly written (both
+5 and 5.0). An absent or empty attribute equals nothing, contains nothing and is in no order, so only `!=`, `not` and `is absent`
+hold for it.
+
+What is not known yet, or to nobody, is `UNKNOWN`: a condition on it neither holds nor fails, and a whole expression only where
+the rest doesn't decide.
 """
 
 from __future__ import annotations
@@ -24,13 +30,65 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple, Protocol
 
 from mdcli.dicom.headers import KEYWORDS
 from mdcli.errors import UsageError
 
-COMPUTED: dict[str, str] = {"SliceCount": "IS"}
-"""What is not in the header, and the value representation it behaves like. SliceCount: images with pixels, frames counted."""
+
+@dataclass(frozen=True)
+class Property:
+    """What is computed and not in the header.
+
+    Attributes:
+        kind: `number`, `word`, `text`, or `truth` (true or false).
+        meaning: what it is, with its unit.
+        words: all values, of a word.
+        pixels: whether pixels must be read for it.
+    """
+
+    kind: str
+    meaning: str
+    words: tuple[str, ...] = ()
+    pixels: bool = False
+
+
+COMPUTED: Final[Mapping[str, Property]] = {
+    "SliceCount": Property("number", "images with pixels, frames counted, copies not"),
+    "Spacing": Property("number", "mean distance of neighbouring slices along the normal, mm, from the positions"),
+    "CoverageMM": Property("number", "extent along the normal, mm: positions times Spacing"),
+    "Orientation": Property(
+        "word", "plane of an image: within 20 degrees, else oblique", ("axial", "coronal", "sagittal", "oblique")
+    ),
+    "ObliquityDeg": Property("number", "angle between an image's normal and the nearest patient axis, degrees"),
+    "IsVolume": Property(
+        "truth", "two or more slices of one orientation, size and pixel spacing, each at a place of its own"
+    ),
+    "IsRegular": Property("truth", "the places of the slices form a regular grid, sheared or not"),
+    "Unit": Property("text", "unit of the rescaled values: HU, or what RescaleType or Units say"),
+    "MeanHU": Property("number", "mean of sampled slices of a CT in HU, padding left out", pixels=True),
+    "BodyShare": Property(
+        "number", "share of a CT's sampled voxels above -300 HU, 0 to 1, padding left out", pixels=True
+    ),
+}
+"""What is not in the header, by the keyword that stands for it."""
+
+
+class _Unknown:
+    def __repr__(self) -> str:
+        return "UNKNOWN"
+
+
+UNKNOWN: Final = _Unknown()
+"""The value of what nobody has looked at yet, or nobody knows."""
+
+
+class Facts(Protocol):
+    """What is known of one image: a mapping will do."""
+
+    def get(self, keyword: str, /) -> Any:
+        """Return a value, a list of values, None where it is absent or empty, or `UNKNOWN`."""
+
 
 _NUMERIC = frozenset(("DS", "IS", "US", "SS", "UL", "SL", "FL", "FD", "UV", "SV", "US or SS"))
 _TEXTUAL = frozenset(("AE", "AS", "CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UC", "UI", "UR", "UT"))
@@ -57,7 +115,15 @@ class Literal:
 
 @dataclass(frozen=True)
 class Condition:
-    """One keyword, one sign, one or more values."""
+    """One keyword, one sign, one or more values.
+
+    Attributes:
+        keyword: of DICOM, or of `COMPUTED`.
+        sign: `=`, `!=`, `<`, `<=`, `>`, `>=`, `in`, `contains`, `matches` or `is`.
+        values: what it is held against.
+        multi: the attribute may have several values.
+        pattern: of `matches`.
+    """
 
     keyword: str
     sign: str
@@ -65,17 +131,22 @@ class Condition:
     multi: bool
     pattern: re.Pattern[str] | None = None
 
-    def holds(self, found: Mapping[str, Any]) -> bool:
-        """Say whether it holds for attributes by keyword."""
+    def decide(self, found: Facts) -> bool | None:
+        """Say whether it holds; None where the value is `UNKNOWN`."""
         value = found.get(self.keyword)
-        values = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if v is not None]
+        return None if value is UNKNOWN else self._holds(value)
+
+    def _holds(self, value: Any) -> bool:
+        values = [_plain(v) for v in (value if isinstance(value, (list, tuple)) else [value]) if v is not None]
+        if self.sign == "is":
+            return bool(values) is (self.values[0].text == "present")
         if self.sign == "!=":
             return not _equal(values, self.values[0])
         if not values:
             return False
         if self.pattern is not None:
             pattern = self.pattern
-            return any(pattern.search(str(v)[:_MAX_SUBJECT]) is not None for v in values)
+            return any(pattern.search(text[:_MAX_SUBJECT]) is not None for v in values for text in _spellings(v))
         if self.sign == "contains":
             return any(self._contains(v, self.values[0]) for v in values)
         if self.sign in ("=", "in"):
@@ -100,9 +171,10 @@ class Not:
 
     part: Node
 
-    def holds(self, found: Mapping[str, Any]) -> bool:
-        """Say whether it holds for attributes by keyword."""
-        return not self.part.holds(found)
+    def decide(self, found: Facts) -> bool | None:
+        """Say whether it holds; None where that is not known."""
+        held = self.part.decide(found)
+        return None if held is None else not held
 
     def __str__(self) -> str:
         return f"not {self.part}" if isinstance(self.part, (Condition, Not)) else f"not ({self.part})"
@@ -115,9 +187,15 @@ class Joined:
     word: str
     parts: tuple[Node, ...]
 
-    def holds(self, found: Mapping[str, Any]) -> bool:
-        """Say whether it holds for attributes by keyword."""
-        return (all if self.word == "and" else any)(part.holds(found) for part in self.parts)
+    def decide(self, found: Facts) -> bool | None:
+        """Say whether it holds; None where that is not known. What stands behind a part that decides is not asked for."""
+        decisive, unknown = self.word == "or", False
+        for part in self.parts:
+            held = part.decide(found)
+            if held is decisive:
+                return decisive
+            unknown = unknown or held is None
+        return None if unknown else not decisive
 
     def __str__(self) -> str:
         return f" {self.word} ".join(f"({p})" if isinstance(p, Joined) else str(p) for p in self.parts)
@@ -139,22 +217,39 @@ class Rule:
     root: Node
     extra: Mapping[str, tuple[int, str, bool]]
 
-    def holds(self, found: Mapping[str, Any]) -> bool:
+    def decide(self, found: Facts) -> bool | None:
+        """Say whether the rule holds; None where what is `UNKNOWN` decides."""
+        return self.root.decide(found)
+
+    def holds(self, found: Facts) -> bool:
         """Say whether the rule holds for attributes by keyword, as `Instance` has them."""
-        return self.root.holds(found)
+        return self.decide(found) is True
 
     @property
     def keywords(self) -> frozenset[str]:
         """Return the keywords it asks for."""
-        return frozenset(condition.keyword for condition in _conditions(self.root))
+        return frozenset(condition.keyword for condition in self.conditions)
 
-    def explain(self, found: Mapping[str, Any]) -> list[tuple[Condition, Any, bool]]:
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """Return its conditions, in the order written."""
+        return tuple(_conditions(self.root))
+
+    @property
+    def asks_pixels(self) -> bool:
+        """Say whether it has a condition on pixels."""
+        return any(keyword in COMPUTED and COMPUTED[keyword].pixels for keyword in self.keywords)
+
+    def explain(self, found: Facts) -> list[tuple[Condition, Any, bool | None]]:
         """Return every condition, the value found (None: absent), and whether it held; in the order written."""
-        return [(c, found.get(c.keyword), c.holds(found)) for c in _conditions(self.root)]
+        return [(c, found.get(c.keyword), c.decide(found)) for c in self.conditions]
 
-    def why_not(self, found: Mapping[str, Any]) -> list[tuple[Condition, Any]]:
+    def why_not(self, found: Facts) -> list[tuple[Condition, Any]]:
         """Return the conditions, with the value found, that kept the rule from holding; none where it holds."""
         return [(c, found.get(c.keyword)) for c in _culprits(self.root, found, wanted=True)]
+
+    def __str__(self) -> str:
+        return str(self.root)
 
 
 def _conditions(node: Node) -> Iterator[Condition]:
@@ -165,8 +260,8 @@ def _conditions(node: Node) -> Iterator[Condition]:
             yield from _conditions(part)
 
 
-def _culprits(node: Node, found: Mapping[str, Any], wanted: bool) -> Iterator[Condition]:
-    if node.holds(found) is wanted:
+def _culprits(node: Node, found: Facts, wanted: bool) -> Iterator[Condition]:
+    if node.decide(found) in (wanted, None):
         return
     if isinstance(node, Condition):
         yield node
@@ -175,6 +270,10 @@ def _culprits(node: Node, found: Mapping[str, Any], wanted: bool) -> Iterator[Co
     else:
         for part in node.parts:
             yield from _culprits(part, found, wanted)
+
+
+def _plain(value: Any) -> Any:
+    return ("true" if value else "false") if isinstance(value, bool) else value
 
 
 def _number(value: Any) -> float | None:
@@ -187,8 +286,17 @@ def _equal(values: list[Any], literal: Literal) -> bool:
     if not values:
         return False
     if all(isinstance(v, (int, float)) for v in values):
-        return literal.number is not None and all(v == literal.number for v in values)
+        if literal.number is None:
+            return [_number(part) for part in literal.text.split("\\")] == values
+        return all(v == literal.number for v in values)
     return "\\".join(map(str, values)).casefold() == literal.text.casefold()
+
+
+def _spellings(value: Any) -> list[str]:
+    """Return how a value may be written: text as it is, a whole number with and without a decimal point."""
+    if isinstance(value, (int, float)) and float(value).is_integer() and abs(value) < 1e15:
+        return [str(int(value)), f"{int(value)}.0"]
+    return [str(value)]
 
 
 def _quoted(text: str) -> str:
@@ -200,13 +308,19 @@ def parse(expression: str) -> Rule:
     """Parse an expression; opens no file.
 
     Raises:
-        UsageError: `bad-expression` with what was found where; `unknown-keyword` with the nearest one; `patient-keyword` for
-            what is about the patient; `bad-pattern`.
+        UsageError: `bad-expression` with what was found at which character, or what suits no attribute of that kind;
+            `unknown-keyword` with the nearest one; `patient-keyword` for what is about the patient; `bad-pattern`.
 
     >>> parse("Modality = CT and SliceThickness <= 3").holds({"Modality": "CT", "SliceThickness": 2.5})
     True
     """
     return _Parser(expression).parse()
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    at: int
 
 
 class _Parser:
@@ -226,27 +340,30 @@ class _Parser:
             raise self._unexpected("'and', 'or' or the end")
         return Rule(root, self._extra)
 
-    def _peek(self) -> tuple[str, str]:
-        return self._tokens[self._at] if self._at < len(self._tokens) else ("end", "")
+    def _peek(self) -> _Token:
+        end = len(self._expression.rstrip()) + 1
+        return self._tokens[self._at] if self._at < len(self._tokens) else _Token("end", "", end)
 
-    def _next(self) -> tuple[str, str]:
+    def _next(self) -> _Token:
         token = self._peek()
         self._at += 1
         return token
 
     def _takes(self, word: str) -> bool:
-        kind, text = self._peek()
+        kind, text, _ = self._peek()
         if kind == "quoted" or text.lower() != word:
             return False
         self._at += 1
         return True
 
+    def _bad(self, message: str, at: int) -> UsageError:
+        hint = f"in: {self._expression}"
+        return UsageError("bad-expression", f"{message}, at character {at}", hint=hint, character=at)
+
     def _unexpected(self, wanted: str) -> UsageError:
-        kind, text = self._peek()
+        kind, text, at = self._peek()
         found = "it ends" if kind == "end" else f"{text!r} stands"
-        return UsageError(
-            "bad-expression", f"the expression needs {wanted} where {found}", hint=f"in: {self._expression}"
-        )
+        return self._bad(f"the expression needs {wanted} where {found}", at)
 
     def _joined(self, word: str) -> Node:
         part = self._negation if word == "and" else lambda: self._joined("and")
@@ -258,7 +375,7 @@ class _Parser:
     def _negation(self) -> Node:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
-            raise UsageError("bad-expression", f"the expression is nested deeper than {_MAX_DEPTH}")
+            raise self._bad(f"the expression is nested deeper than {_MAX_DEPTH}", self._peek().at)
         try:
             if self._takes("not"):
                 return Not(self._negation())
@@ -274,64 +391,141 @@ class _Parser:
         if not self._takes(sign):
             raise self._unexpected(repr(sign))
 
-    def _condition(self) -> Condition:
-        if self._peek()[0] != "word":
+    def _condition(self) -> Node:
+        if self._peek().kind != "word":
             raise self._unexpected("a DICOM keyword")
-        keyword = self._next()[1]
-        vr, multi = self._looked_up(keyword)
-        sign = self._peek()[1].lower() if self._peek()[0] != "quoted" else ""
+        _, keyword, at = self._next()
+        self._look_up(keyword, at)
+        following = self._peek()
+        sign = following.text.lower() if following.kind != "quoted" else ""
         sign = {"==": "=", "~": "matches"}.get(sign, sign)
-        if sign not in ("=", "!=", *_ORDERS, "in", "contains", "matches"):
-            raise self._unexpected("a comparison (=, !=, <, <=, >, >=, in, contains, matches)")
+        if _is_truth(keyword) and (following.kind == "end" or sign in (")", "and", "or")):
+            return self._made(at, keyword, "=", ["true"])
+        if sign not in ("=", "!=", *_ORDERS, "in", "not", "contains", "matches", "is"):
+            raise self._unexpected("a comparison (=, !=, <, <=, >, >=, in, not in, contains, matches, is)")
         self._next()
-        if sign == "in":
+        if sign in ("in", "not"):
+            if sign == "not":
+                self._needs("in")
             self._needs("(")
-            values = [self._value()]
+            texts = [self._value()]
             while self._takes(","):
-                values.append(self._value())
+                texts.append(self._value())
             self._needs(")")
-            return Condition(keyword, sign, tuple(values), multi)
-        value = self._value()
-        if sign in _ORDERS and value.number is None:
-            raise UsageError("bad-expression", f"{keyword} {sign} needs a number, not {value.text!r}")
-        if sign in ("contains", "matches") and vr in _NUMERIC and not (multi and sign == "contains"):
-            raise UsageError("bad-expression", f"{keyword} is a number: {sign} is for text")
-        pattern = _pattern(value.text) if sign == "matches" else None
-        return Condition(keyword, sign, (value,), multi, pattern)
+            among = self._made(at, keyword, "in", texts)
+            return Not(among) if sign == "not" else among
+        if sign == "is":
+            word = next((word for word in ("present", "absent") if self._takes(word)), None)
+            if word is None:
+                raise self._unexpected("'present' or 'absent'")
+            return self._made(at, keyword, sign, [word])
+        return self._made(at, keyword, sign, [self._value()])
 
-    def _value(self) -> Literal:
-        kind, text = self._peek()
+    def _made(self, at: int, keyword: str, sign: str, texts: list[str]) -> Condition:
+        try:
+            return make_condition(keyword, sign, texts)
+        except UsageError as error:
+            message, hint = f"{error.message}, at character {at}", error.hint or f"in: {self._expression}"
+            raise UsageError(error.code, message, hint=hint, character=at) from None
+
+    def _look_up(self, keyword: str, at: int) -> None:
+        try:
+            found = look_up(keyword)
+        except UsageError as error:
+            raise UsageError(error.code, f"{error.message}, at character {at}", hint=error.hint, character=at) from None
+        if keyword not in COMPUTED and keyword not in KEYWORDS:
+            self._extra[keyword] = found
+
+    def _value(self) -> str:
+        kind, text, _ = self._peek()
         if kind not in ("word", "quoted"):
             raise self._unexpected("a value")
         self._next()
-        if kind == "quoted":
-            text = text[1:-1].replace(text[0] * 2, text[0])
-        number = float(text) if _NUMBER.fullmatch(text) else None
-        return Literal(text, number if number is not None and math.isfinite(number) else None)
-
-    def _looked_up(self, keyword: str) -> tuple[str, bool]:
-        """Return the value representation of a keyword and whether it may have several values."""
-        if keyword in COMPUTED:
-            return COMPUTED[keyword], False
-        if keyword in KEYWORDS:
-            _, vr, single = KEYWORDS[keyword]
-        else:
-            tag, vr, single = self._extra[keyword] = _from_dictionary(keyword)
-            if tag >> 16 == 0x0010 or vr == "PN":
-                raise UsageError("patient-keyword", f"{keyword} is about a person: no series is selected by that")
-        if vr not in _NUMERIC and vr not in _TEXTUAL:
-            raise UsageError("bad-expression", f"{keyword} holds no value to compare ({vr})")
-        return vr, not single
+        return text[1:-1].replace(text[0] * 2, text[0]) if kind == "quoted" else text
 
 
-def _tokens(expression: str) -> Iterator[tuple[str, str]]:
+def make_condition(keyword: str, sign: str, texts: Iterable[str]) -> Condition:
+    """Return a condition on what `look_up` knows, its values checked against the kind of the attribute.
+
+    Args:
+        keyword: of DICOM or of `COMPUTED`.
+        sign: as in `Condition`.
+        texts: its values as they are written.
+
+    Raises:
+        UsageError: `bad-expression` where sign or value don't suit the attribute, `bad-pattern`, and those of `look_up`.
+    """
+    _, vr, single = look_up(keyword)
+    values = tuple(_literal(text) for text in texts)
+    if sign != "is":
+        _check_kind(keyword, sign, values, vr, single)
+    pattern = _pattern(values[0].text) if sign == "matches" else None
+    return Condition(keyword, sign, values, not single, pattern)
+
+
+def _check_kind(keyword: str, sign: str, values: tuple[Literal, ...], vr: str, single: bool) -> None:
+    known = COMPUTED.get(keyword)
+    words = ("true", "false") if _is_truth(keyword) else known.words if known else ()
+    for value in values:
+        if sign in _ORDERS and value.number is None:
+            raise UsageError("bad-expression", f"{keyword} {sign} needs a number, not {value.text!r}")
+        if words and sign not in ("=", "!=", "in"):
+            raise UsageError("bad-expression", f"{keyword} is {' or '.join(words)}: {sign} is not for that")
+        if words and value.text.lower() not in words:
+            near = nearest(value.text, words)
+            hint = f"did you mean {near}?" if near else None
+            raise UsageError("bad-expression", f"{keyword} is {' or '.join(words)}, not {value.text!r}", hint=hint)
+        if vr not in _NUMERIC:
+            continue
+        if (sign == "contains" and single) or (sign == "matches" and known):
+            raise UsageError("bad-expression", f"{keyword} is a number: {sign} is for text")
+        parts = [value.text] if single else value.text.split("\\")
+        if sign != "matches" and not all(_NUMBER.fullmatch(part) for part in parts):
+            raise UsageError("bad-expression", f"{keyword} is a number, which {value.text!r} is not")
+
+
+def _literal(text: str) -> Literal:
+    number = float(text) if _NUMBER.fullmatch(text) else None
+    return Literal(text, number if number is not None and math.isfinite(number) else None)
+
+
+def _is_truth(keyword: str) -> bool:
+    return keyword in COMPUTED and COMPUTED[keyword].kind == "truth"
+
+
+def look_up(keyword: str) -> tuple[int, str, bool]:
+    """Return (tag, value representation, one value only) of a keyword; what is computed has tag 0.
+
+    Raises:
+        UsageError: `unknown-keyword` with the nearest one; `patient-keyword`; `bad-expression` for what holds no value to compare.
+    """
+    if keyword in COMPUTED:
+        return 0, "DS" if COMPUTED[keyword].kind == "number" else "CS", True
+    found = KEYWORDS[keyword] if keyword in KEYWORDS else _from_dictionary(keyword)
+    tag, vr, _ = found
+    if tag >> 16 == 0x0010 or vr == "PN":
+        raise UsageError("patient-keyword", f"{keyword} is about a person: no series is selected by that")
+    if vr not in _NUMERIC and vr not in _TEXTUAL:
+        raise UsageError("bad-expression", f"{keyword} holds no value to compare ({vr})")
+    return found
+
+
+def is_number(keyword: str) -> bool:
+    """Say whether an attribute that `look_up` knows holds numbers."""
+    return look_up(keyword)[1] in _NUMERIC
+
+
+def _tokens(expression: str) -> Iterator[_Token]:
     position = 0
     text = expression.rstrip()
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise UsageError("bad-expression", f"the expression can't be read from {text[position:][:20].strip()!r} on")
-        yield str(match.lastgroup), match[match.lastgroup or 0]
+            at = position + len(text[position:]) - len(text[position:].lstrip()) + 1
+            message = f"the expression can't be read from {text[at - 1 :][:20]!r} on, at character {at}"
+            raise UsageError("bad-expression", message, character=at)
+        group = match.lastgroup or ""
+        yield _Token(group, match[group], match.start(group) + 1)
         position = match.end()
 
 
@@ -345,13 +539,14 @@ def _from_dictionary(keyword: str) -> tuple[int, str, bool]:
 
     tag = tag_for_keyword(keyword)
     if tag is None:
-        near = _nearest(keyword, [*COMPUTED, *KEYWORDS]) or _nearest(keyword, keyword_dict)
+        near = nearest(keyword, [*COMPUTED, *KEYWORDS]) or nearest(keyword, keyword_dict)
         hint = f"did you mean {near}?" if near else "keywords are those of DICOM PS3.6, such as SeriesDescription"
         raise UsageError("unknown-keyword", f"{keyword!r} is no DICOM keyword", hint=hint)
     return int(tag), dictionary_VR(tag), dictionary_VM(tag) == "1"
 
 
-def _nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the word that somebody may have meant, or None."""
     import difflib
 
     by_lower = {name.lower(): name for name in known if name}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdcli.dicom.rules import parse
+from mdcli.dicom.rules import UNKNOWN, parse
 from mdcli.errors import UsageError
 
 CT = {
@@ -20,6 +20,11 @@ CT = {
     "ConvolutionKernel": "B30f",
     "ProtocolName": None,
     "SliceCount": 120,
+    "IsVolume": True,
+    "IsRegular": False,
+    "Orientation": "axial",
+    "Unit": "HU",
+    "Spacing": 3.0,
 }
 
 
@@ -64,7 +69,31 @@ CT = {
         ("EchoTime <= 0", False),
         ("not EchoTime > 0", True),
         ("Modality > 3", False),
-        ("SliceThickness = thin", False),
+        ("SliceThickness ~ '^2[.]5$'", True),
+        ("SeriesNumber ~ '^[34]$'", True),
+        ("SeriesNumber ~ '^5'", False),
+        ("Modality not in (MR, PT)", True),
+        ("Modality not in (MR, CT)", False),
+        ("EchoTime not in (3)", True),
+        (r"PixelSpacing = 0.7\0.8", True),
+        (r"PixelSpacing = 0.8\0.7", False),
+        ("EchoTime is absent", True),
+        ("ProtocolName is absent", True),
+        ("Modality is present", True),
+        ("Modality is absent", False),
+        ("IsVolume", True),
+        ("not IsVolume", False),
+        ("IsVolume and Modality = CT", True),
+        ("(IsVolume)", True),
+        ("IsVolume = TRUE", True),
+        ("IsVolume != true", False),
+        ("IsRegular = true", False),
+        ("IsRegular = false", True),
+        ("Orientation in (axial, oblique)", True),
+        ("Orientation = Axial", True),
+        ("Unit = hu", True),
+        ("Spacing < 3", False),
+        ("Spacing <= 3", True),
         ("Modality in (CT, MR) and SliceThickness <= 3 and not ImageType contains LOCALIZER", True),
         ("Modality = MR or Modality = CT and SliceThickness > 5", False),
         ("(Modality = MR or Modality = CT) and not (SliceThickness > 5)", True),
@@ -93,7 +122,23 @@ def test_an_expression_holds_or_not(expression, holds):
         ("'Modality' = CT", "bad-expression", "a DICOM keyword"),
         ("SliceThickness < thin", "bad-expression", "'thin'"),
         ("SliceThickness contains 3", "bad-expression", "number"),
-        ("SliceThickness ~ 3", "bad-expression", "number"),
+        ("SliceThickness = thin", "bad-expression", "'thin'"),
+        ("SliceThickness in (3, thin)", "bad-expression", "'thin'"),
+        (r"PixelSpacing = 0.7\x", "bad-expression", "number"),
+        (r"SliceThickness = 3\3", "bad-expression", "number"),
+        ("SliceCount = many", "bad-expression", "'many'"),
+        ("SliceCount ~ 3", "bad-expression", "number"),
+        ("IsVolume = 3", "bad-expression", "true or false, not '3'"),
+        ("IsVolume > 3", "bad-expression", "true or false"),
+        ("IsVolume contains t", "bad-expression", "true or false"),
+        ("IsVolume in true", "bad-expression", "'('"),
+        ("Orientation = axil", "bad-expression", "axial"),
+        ("Orientation < 3", "bad-expression", "axial or coronal"),
+        ("Orientation", "bad-expression", "a comparison"),
+        ("Modality is there", "bad-expression", "'present' or 'absent'"),
+        ("Modality not CT", "bad-expression", "'in'"),
+        ("MeanHu > 3", "unknown-keyword", "MeanHU"),
+        ("PatientSex = M", "patient-keyword", "PatientSex"),
         ("ModalityLUTSequence = 1", "bad-expression", "SQ"),
         ("PixelData = 1", "bad-expression", "PixelData"),
         ("(" * 1000 + "Modality = CT" + ")" * 1000, "bad-expression", "nested deeper"),
@@ -123,6 +168,54 @@ def test_what_is_no_expression_is_refused_with_its_place(expression, code, near)
         parse(expression)
     assert caught.value.code == code
     assert near in caught.value.message + str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "expression, character",
+    [
+        ("Modality = CT MR", 15),
+        ("Modality", 9),
+        ("Modality = CT and  ", 18),
+        ("Modality = CT and SlicThickness < 3", 19),
+        ("Modality = CT or  SliceThickness < thin", 19),
+        ("Modality = CT and SeriesDescription ~ '('", 19),
+        ("Modality = 'CT", 12),
+        ("PatientName = x", 1),
+    ],
+)
+def test_an_error_names_the_character(expression, character):
+    with pytest.raises(UsageError) as caught:
+        parse(expression)
+    assert caught.value.numbers["character"] == character
+    assert f"at character {character}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "expression, held",
+    [
+        ("MeanHU > 0", None),
+        ("not MeanHU > 0", None),
+        ("MeanHU > 0 and Modality = MR", False),
+        ("MeanHU > 0 and Modality = CT", None),
+        ("Modality = CT or MeanHU > 0", True),
+        ("Modality = MR or MeanHU > 0", None),
+        ("MeanHU is present", None),
+        ("not (MeanHU > 0 or Modality = CT)", False),
+    ],
+)
+def test_what_is_not_known_decides_nothing_and_stays_open_only_where_the_rest_does_not_decide(expression, held):
+    assert parse(expression).decide({**CT, "MeanHU": UNKNOWN}) is held
+    assert parse(expression).asks_pixels
+
+
+def test_what_stands_behind_a_part_that_decides_is_not_asked_for():
+    class Dear(dict):
+        def get(self, keyword):
+            assert keyword != "Spacing", "computed although the modality decides"
+            return super().get(keyword)
+
+    assert parse("Modality = MR and Spacing < 3").decide(Dear(CT)) is False
+    assert parse("Modality = CT or Spacing < 3").decide(Dear(CT)) is True
 
 
 @pytest.mark.parametrize(
