@@ -714,6 +714,24 @@ def _value(want: _Want, code: int, raw: bytes, little: bool, found: _Found) -> A
     return _one_or_more([number(part.strip(b" \0")) for part in text.split(b"\\")] if text else [])
 
 
+def value_of(
+    vr: str, raw: bytes, given: str = "", *, single: bool = False, little: bool = True, charset: bytes = b""
+) -> Any:
+    """Return the value of an element that lies deeper than `read_instance` looks, as that returns it.
+
+    Args:
+        vr: that the dictionary gives.
+        raw: the value's bytes.
+        given: the VR that the file gives, empty where it gives none.
+        single: one value only.
+        little: little endian.
+        charset: SpecificCharacterSet of the data set, as its bytes.
+    """
+    code = _code(given) if given in _BINARY or given in _TEXT else _code(vr)
+    value = _value(_Want("", vr, _code(vr), single), code, raw, little, {_CHARSET: (0, charset)})
+    return list(value) if type(value) is tuple else value
+
+
 def _believed(vr: str, given: str) -> str:
     """Return the VR to read by: the dictionary's, unless the file's own is of another nature (PS3.6; wrong VRs are common)."""
     if given in _BINARY and (vr in _BINARY or vr in ("DS", "IS")):
