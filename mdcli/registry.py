@@ -25,6 +25,7 @@ STAGES = {
     "load-volume": "mdcli.stages.load_volume",
     "infer": "mdcli.stages.infer",
     "write-seg": "mdcli.stages.write_seg",
+    "read-seg": "mdcli.stages.read_seg",
 }
 # One line a command: the word, the module with a function of that name.
 COMMANDS = {

@@ -11,13 +11,23 @@ from mdcli.testing import run_stage
 
 CHAIN = ("select-series", "load-volume", "infer", "write-seg")
 # The stage whose artifacts each stage works on; one that needs none is not here.
-NEEDS = {"load-volume": "select-series", "infer": "load-volume", "write-seg": "infer"}
+NEEDS = {"load-volume": "select-series", "infer": "load-volume", "write-seg": "infer", "read-seg": "load-volume"}
 CANARY = "Canaryname"
 
 
 def params_of(word: str, source: Path, model: str = "landmarks") -> dict[str, object]:
     """Return what the chain's stages are called with."""
+    if word == "read-seg":
+        return {"seg": seg_of(source)}
     return {"select-series": {"dicom": source}, "infer": {"model": model}}.get(word, {})
+
+
+def seg_of(source: Path) -> Path:
+    """Return a SEG of a study, made by the chain beside it the first time."""
+    workspace = source.with_name(f"{source.name}_seg")
+    if not (workspace / "seg.dcm").exists():
+        run_chain(workspace, source)
+    return workspace / "seg.dcm"
 
 
 def stage_of(word: str) -> Stage:
