@@ -230,13 +230,28 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def _targets(stage: Stage, ws: Workspace) -> tuple[list[Workspace], list[str]]:
-    """Return the workspaces that hold the stage's outputs (the case, or the children it made), and their names."""
+def _names(stage: Stage, ws: Workspace, params: Any) -> Mapping[str, bool]:
+    """Return the names that the stage writes under by itself, and whether each must be written.
+
+    Raises:
+        UsageError: `bad-as` where `--as` gives another.
+    """
+    names = stage.names(ws, params) if stage.names else {}
+    if names and ws.as_name:
+        said = ", ".join(names)
+        raise UsageError("bad-as", f"--as {ws.as_name}: {stage.name} names what it writes by itself ({said})")
+    return names
+
+
+def _targets(stage: Stage, ws: Workspace, names: Mapping[str, bool]) -> tuple[list[Workspace], list[str]]:
+    """Return the workspaces that hold the stage's outputs (the case, a view of it a name, or the children), and the children."""
+    if names:
+        return [ws.named(name) for name in names], []
     role = _children_role(stage)
     if ws.record(role) is None or not ws.locate(role).exists():
         return [ws], []
-    names = ws_children(ws, role)
-    return [Workspace(ws.path / name, as_name=ws.as_name, use=ws.use) for name in names], names
+    made = ws_children(ws, role)
+    return [Workspace(ws.path / name, as_name=ws.as_name, use=ws.use) for name in made], made
 
 
 def ws_children(ws: Workspace, role: str) -> list[str]:
@@ -257,13 +272,13 @@ class _Found:
     touch: list[tuple[Workspace, Record]]
 
 
-def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls) -> _Found:
+def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls, names: Mapping[str, bool]) -> _Found:
     why: list[str] = []
     edited: list[tuple[Workspace, str]] = []
     touch: list[tuple[Workspace, Record]] = []
     artifacts: dict[Path, tuple[str, ...]] = {}
     results = set()
-    targets, children = _targets(stage, ws)
+    targets, children = _targets(stage, ws, names)
     for target in targets:
         there = []
         for kind in stage.writes:
@@ -273,7 +288,8 @@ def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls) -> _Foun
                 continue
             record = target.record(role)
             state, _ = target.state(role, rehash=controls.rehash)
-            if record is None and kind in stage.optional_writes and state == "absent":
+            optional = kind in stage.optional_writes or not names.get(target.as_name or "", True)
+            if record is None and optional and state == "absent":
                 continue
             if state in ("edited", "unknown"):
                 edited.append((target, role))
@@ -288,7 +304,7 @@ def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls) -> _Foun
                 there.append(role)
             results.add(record.result)
             touch.append((target, record))
-        artifacts[target.path] = tuple(there)
+        artifacts[target.path] = (*artifacts.get(target.path, ()), *there)
     if children:
         record = ws.record(_children_role(stage))
         if record is None or record.key != plan.key or _sources_differ(record, plan, controls.rehash):
@@ -296,14 +312,14 @@ def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls) -> _Foun
     if not why and not results:
         why.append("it was never made")
     result = "nothing-found" if results == {"nothing-found"} else "processed"
-    outcome = None if why else Outcome(tuple(t.path for t in targets), artifacts, result, up_to_date=True)
+    outcome = None if why else Outcome(tuple(artifacts), artifacts, result, up_to_date=True)
     return _Found(list(dict.fromkeys(why)), edited, outcome, touch)
 
 
 def why_stale(stage: Stage, ws: Workspace, params: Any, controls: Controls | None = None) -> list[str]:
     """Return in words why a stage would run; nothing where it is up to date."""
     controls = controls or Controls()
-    return _look(stage, ws, _plan(stage, ws, params, controls), controls).why
+    return _look(stage, ws, _plan(stage, ws, params, controls), controls, _names(stage, ws, params)).why
 
 
 def _home(ws: Workspace, record: Record) -> Path:
@@ -337,7 +353,8 @@ def why_recorded_is_stale(stage: Stage, ws: Workspace, record: Record, *, rehash
             values[param.name] = Path(os.fsdecode(root.read_bytes().rstrip(b"\n"))) if root.exists() else ws.source()
         elif param.name in record.happened.get("call", {}):
             values[param.name] = record.happened["call"][param.name]
-        elif param.required:
+        elif param.required or f"{param.name}_sha256" in record.identity:
+            # Of what was given by a path only the hash is kept.
             unknown = True
             values[param.name] = None
     known = replace(stage, identity=None) if unknown else stage
@@ -355,7 +372,7 @@ def why_recorded_is_stale(stage: Stage, ws: Workspace, record: Record, *, rehash
         plan = replace(plan, identity=dict(record.identity), key=record.key)
     why = _differences(stage, record, plan, rehash)
     if unknown and not why:
-        raise MissingError("not-named", "the model was given by a path, which no record keeps")
+        raise MissingError("not-named", "the model or the rule file was given by a path, which no record keeps")
     return why
 
 
@@ -367,8 +384,8 @@ def _named_only(stage: Stage, params: Any) -> dict[str, str]:
 
 def _settle(stage: Stage, ws: Workspace, found: _Found, plan: _Plan) -> None:
     """Touch what is up to date but older than an input, and note new stats, so that Make settles in one pass."""
-    for kind in stage.writes:
-        root = ws.path / f"{ws.role_to_write(kind)}.root"
+    for target, record in found.touch:
+        root = target.path / f"{record.role}.root"
         if plan.sources and root.exists():
             # The same content may have moved.
             now = os.fsencode(plan.sources.root.absolute()) + b"\n"
@@ -420,7 +437,8 @@ def execute(
         with _time_limit(controls.timeout), storage_errors(f"workspace {ws.name}"):
             _refuse_own_input(stage, ws)
             plan = _plan(stage, ws, params, controls)
-            found = _look(stage, ws, plan, controls)
+            names = _names(stage, ws, params)
+            found = _look(stage, ws, plan, controls, names)
             if controls.dry_run:
                 doing = "; ".join(found.why) if found.why else "up to date"
                 say("info", "dry-run", f"would run {stage.name}: {doing}" if found.why else f"{stage.name}: {doing}")
@@ -453,7 +471,7 @@ def execute(
                 )
                 with _locked(ws.path):
                     _make_way(run, force=controls.force, say=say)
-                    outcome = _commit(stage, ws, run, plan, happened, say)
+                    outcome = _commit(stage, ws, run, plan, happened, say, names)
             finally:
                 ws._run = None
                 for staged in run.staged:
@@ -519,10 +537,18 @@ def _remove(part: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _commit(stage: Stage, ws: Workspace, run: StageRun, plan: _Plan, happened: dict[str, Any], say: Any) -> Outcome:
+def _commit(
+    stage: Stage,
+    ws: Workspace,
+    run: StageRun,
+    plan: _Plan,
+    happened: dict[str, Any],
+    say: Any,
+    names: Mapping[str, bool],
+) -> Outcome:
     result = "nothing-found" if run.nothing_found else "processed"
     children = [Workspace(ws.path / name, as_name=ws.as_name, use=ws.use) for name in sorted(run.children)]
-    targets = children or [ws]
+    targets = children or [ws.named(name) for name in names] or [ws]
     before = ws_children(ws, _children_role(stage))
     if run.children:
         _stage_children(stage, ws, run)
@@ -551,7 +577,8 @@ def _commit(stage: Stage, ws: Workspace, run: StageRun, plan: _Plan, happened: d
         if (target.path, target.role_to_write(kind)) not in written
     ]
     for target, kind in missing:
-        if kind not in stage.optional_writes and not run.nothing_found:
+        optional = kind in stage.optional_writes or not names.get(target.as_name or "", True)
+        if not optional and not run.nothing_found:
             raise RuntimeError(f"{stage.name} returned without {artifact_name(target.role_to_write(kind))}")
     with storage_errors(f"workspace {ws.name}"):
         for path, root in run.roots.items():
@@ -576,7 +603,7 @@ def _commit(stage: Stage, ws: Workspace, run: StageRun, plan: _Plan, happened: d
             _remove(ws.locate(role))
             record_path(ws.path, role).unlink(missing_ok=True)
     artifacts = {target.path: tuple(s.role for s in run.staged if s.folder == target.path) for target in targets}
-    return Outcome(tuple(t.path for t in targets), artifacts, result)
+    return Outcome(tuple(artifacts), artifacts, result)
 
 
 def _stage_children(stage: Stage, ws: Workspace, run: StageRun) -> None:

@@ -96,6 +96,7 @@ class Stage:
         identity: what else decides the result, beside parameters and inputs (a model's hash, an engine's version).
         sources: the files outside the workspace that it reads.
         report: gives, by `ws.report`, what `run` reports where the artifacts are up to date and it need not run.
+        names: the names that it writes its kinds under, and whether each must be written; none: as `--as` says.
         splits: it may write into child workspaces (`ws.child`), and then may read and write the same kind.
         preload: loads libraries and the model, before the first line of `-` arrives. It may fail: the run then says why.
     """
@@ -112,6 +113,7 @@ class Stage:
     sources: Callable[[Workspace, Any], Sources | None] | None = None
     preload: Callable[[Any], None] | None = None
     report: Callable[[Workspace, Any], None] | None = None
+    names: Callable[[Workspace, Any], Mapping[str, bool]] | None = None
     splits: bool = False
 
     def __post_init__(self) -> None:

@@ -380,6 +380,12 @@ class Workspace:
             self.run.children.append(name)
         return child
 
+    def named(self, name: str) -> Workspace:
+        """Return this workspace with another name for what the stage writes; one of those that `Stage.names` gives."""
+        view = Workspace(self.path, as_name=name, use=self.use)
+        view._run = self._run
+        return view
+
     def _stage(self, kind: str) -> Staged:
         if kind not in self.run.writes:
             raise RuntimeError(f"{self.run.stage} writes {kind!r}, which it does not declare")

@@ -18,20 +18,21 @@ from mdcli.errors import DataError
 
 SCHEMA = "md.series/1"
 
-# PS3.4 table B.5-1. Pixels, but no image of the patient: segmentations, dose, parametric maps, slides.
+# PS3.4 table B.5-1. Pixels, but no image of the patient: segmentations, dose, slides.
 _NO_SOURCE_IMAGE = {
     "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
     "1.2.840.10008.5.1.4.1.1.66.7": "a label map segmentation",
-    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
     "1.2.840.10008.5.1.4.1.1.481.2": "a dose distribution",
     "1.2.840.10008.5.1.4.1.1.77.1.6": "a whole-slide image",
 }
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
 
 INCLUDABLE = {
     "localizer": "ImageType says LOCALIZER",
     "screen-save": "secondary capture, or ImageType says SCREEN SAVE",
     "derived": "ImageType starts with DERIVED\\SECONDARY",
+    "parametric-map": "it holds a parametric map",
     "md": "md made it",
 }
 """Kinds of image series that are left out unless asked for (`--include`), and what makes one."""
@@ -75,12 +76,9 @@ class Series:
 
     @property
     def slice_count(self) -> int:
-        """Return how many images with pixels it has, frames counted."""
-        return sum(_frames(i) for i in self.instances if has_pixels(i))
-
-    def attributes(self) -> list[dict[str, Any]]:
-        """Return what a rule can ask of each instance: its attributes, and what is computed of the series."""
-        return [instance.attributes | {"SliceCount": self.slice_count} for instance in self.instances]
+        """Return how many images with pixels it has, frames counted, those of one SOPInstanceUID once."""
+        images = {i.get("SOPInstanceUID") or n: i for n, i in enumerate(self.instances) if has_pixels(i)}
+        return sum(map(_frames, images.values()))
 
     def describe(self) -> str:
         """Return one line for a person: modality, number, description, images, plane, UID; everything unprintable escaped."""
@@ -210,7 +208,7 @@ class Unsuitable:
 def why_unsuitable(series: Series, include: Iterable[str] = ()) -> Unsuitable | None:
     """Say why a series is no image volume to work on by default, or None where it is.
 
-    A series is a localizer, a screen save or derived if all its images are; it is md's if one of them is.
+    A series is a localizer, a screen save or derived if all its images are; it is md's, or holds a map, if one of them is one.
 
     Args:
         series: the series.
@@ -225,11 +223,13 @@ def why_unsuitable(series: Series, include: Iterable[str] = ()) -> Unsuitable | 
         other = _NO_SOURCE_IMAGE.get(str(instance.get("SOPClassUID")))
         if other:
             return Unsuitable("not-image", f"it holds {other}")
+    is_map = any(i.get("SOPClassUID") == _PARAMETRIC_MAP for i in images)
     kinds = {
         "md": any(_is_by_md(i) for i in images),
         "screen-save": all(_is_screen_save(i) for i in images),
         "localizer": all("LOCALIZER" in _image_type(i) for i in images),
-        "derived": all(_image_type(i)[:2] == ["DERIVED", "SECONDARY"] for i in images),
+        "parametric-map": is_map,
+        "derived": not is_map and all(_image_type(i)[:2] == ["DERIVED", "SECONDARY"] for i in images),
     }
     allowed = set(include)
     found = next((kind for kind, is_so in kinds.items() if is_so and kind not in allowed), None)

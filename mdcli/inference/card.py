@@ -20,6 +20,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from mdcli.dicom.plain_yaml import PlainYamlError, load_yaml
 from mdcli.errors import ConfigError, MissingError
 from mdcli.inference.onnxfile import external_files
 
@@ -27,7 +28,6 @@ SCHEMA = "md.model/1"
 CARD_FILE = "model.yaml"
 AS_ACQUIRED = "as-acquired"
 MAX_CARD_BYTES = 1 << 20
-MAX_CARD_ITEMS = 200_000
 MAX_LABELS = 65535
 
 # What `accepts` may ask for, and whether it is a number, or a text that equals one of the card's (ignoring case).
@@ -343,49 +343,10 @@ def _sha256(path: Path) -> str:
 
 
 def _load_yaml(text: str, name: str) -> Any:
-    import yaml
-
-    # The loader in Python, not in C: that one overflows its stack on deep nesting.
     try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _unfolded(node, name, {})
-        return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError) as error:
-        _bad(name, f"not YAML: {' '.join(str(error).split())}")
-    except RecursionError:
-        _bad(name, "nested too deeply")
-
-
-def _unfolded(node: Any, name: str, known: dict[int, int]) -> int:
-    """Return how many items a node has with its aliases unfolded.
-
-    Raises:
-        ConfigError: `bad-card` for a key that is there twice (YAML would take the last) and where aliases unfold to very many items
-            (a few lines can make billions) or to themselves.
-    """
-    import yaml
-
-    line = f"line {node.start_mark.line + 1}"
-    if id(node) in known:
-        if not known[id(node)]:
-            _bad(name, f"{line}: an alias that holds itself")
-        return known[id(node)]
-    known[id(node)], inner = 0, []
-    if isinstance(node, yaml.SequenceNode):
-        inner = node.value
-    elif isinstance(node, yaml.MappingNode):
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice, count = next(iter(keys.most_common(1)), ("", 0))
-        if count > 1:
-            _bad(name, f"{line}: key {twice!r} is there twice")
-        inner = [item for pair in node.value for item in pair]
-    known[id(node)] = 1 + sum(_unfolded(item, name, known) for item in inner)
-    if known[id(node)] > MAX_CARD_ITEMS:
-        _bad(name, f"{line}: more than {MAX_CARD_ITEMS} items")
-    return known[id(node)]
+        return load_yaml(text)
+    except PlainYamlError as error:
+        _bad(name, str(error))
 
 
 def _build(kind: type, value: Any, place: str) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,8 @@ from mdcli.stage import Option, Sources, Stage
 if TYPE_CHECKING:
     from mdcli.dicom.headers import Skipped
     from mdcli.dicom.instance import Instance
-    from mdcli.dicom.rules import Rule
+    from mdcli.dicom.opening import SourceFiles
+    from mdcli.dicom.selection import Candidate, Judgement, Selection
     from mdcli.dicom.series import Series
     from mdcli.dicom.tree import Listing
     from mdcli.workspace import Workspace
@@ -41,7 +42,19 @@ _SKIPPED = {
 _HARMLESS = frozenset(("not-dicom", "empty-file", "dicomdir", "not-a-file", "broken-link", "folder-link"))
 
 
-_KINDS = ("localizer", "screen-save", "derived", "md")
+_KINDS = ("localizer", "screen-save", "derived", "parametric-map", "md")
+_PREFERENCES = (
+    "most-slices",
+    "fewest-slices",
+    "thinnest",
+    "thickest",
+    "largest-coverage",
+    "newest",
+    "oldest",
+    "lowest-number",
+    "highest-number",
+)
+_UNNAMED = "series"
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,25 @@ class Params:
     where: Annotated[
         str | None, Option("Which series, such as 'Modality = CT and SliceThickness <= 3'", metavar="RULE")
     ] = None
+    rules: Annotated[
+        Path | None, Option("File with named selections: md's YAML, or MONAI's JSON", result=False, metavar="FILE")
+    ] = None
+    selection: Annotated[str | None, Option("The one selection of the rule file to use", metavar="NAME")] = None
+    prefer: Annotated[
+        tuple[str, ...],
+        Option(
+            "Which match to take: most-slices, thinnest, newest ...; may repeat, the first counts most",
+            metavar="WORD",
+            complete=lambda: _PREFERENCES,
+        ),
+    ] = ()
+    all: Annotated[bool, "Take every match, each as a child workspace"] = False
+    monai_compat: Annotated[
+        bool, Option("Choose as MONAI Deploy's selector does, its faults included; first match only", loosens=True)
+    ] = False
+    explain: Annotated[
+        bool, Option("Say for every series and condition what was found and whether it held", result=False)
+    ] = False
     series: Annotated[str | None, Option("The series with this SeriesInstanceUID", metavar="UID")] = None
     study: Annotated[
         str | None,
@@ -60,55 +92,133 @@ class Params:
     include: Annotated[
         tuple[str, ...],
         Option(
-            "localizer, screen-save, derived or md: left out by default; may repeat",
+            "localizer, screen-save, derived, parametric-map or md: left out by default; may repeat",
             metavar="KIND",
             complete=lambda: _KINDS,
         ),
     ] = ()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a call asks for, everything in it checked before any DICOM file is opened.
+
+    Attributes:
+        selections: at least one.
+        notes: what in the rule file has no effect.
+        old: the selections as MONAI's own selector takes them, with `--monai-compat`.
+    """
+
+    selections: tuple[Selection, ...]
+    notes: tuple[str, ...] = ()
+    old: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    @property
+    def roles(self) -> dict[str, bool]:
+        return {s.role: s.required for s in self.selections if s.role}
+
+    @property
+    def splits(self) -> bool:
+        return any(s.all for s in self.selections)
+
+    @property
+    def asks_pixels(self) -> bool:
+        return any(s.rule is not None and s.rule.asks_pixels for s in self.selections)
+
+    @property
+    def extra(self) -> dict[str, tuple[int, str, bool]]:
+        return {k: v for s in self.selections if s.rule for k, v in s.rule.extra.items()}
+
+
 def run(ws: Workspace, params: Params) -> None:
-    """Read all headers, group them into series, choose one, write what later stages need of it."""
+    """Read all headers, group them into series, choose, write what later stages need of what was chosen."""
     from mdcli.dicom.headers import Skipped
-    from mdcli.dicom.series import drop_copies, group_series, series_to_json, without_strangers
+    from mdcli.dicom.opening import SourceFiles
 
-    rule, listing = _rule(params), _listing(params)
+    asked, listing = _asked(params), _listing(params)
+    for note in asked.notes:
+        ws.warn("rules-ignored", note)
     with ws.span("headers"):
-        found = _read(ws.progress(listing.names, "reading headers"), listing.root, rule)
-    instances = [f for f in found if not isinstance(f, Skipped)]
-    skipped = [*listing.skipped, *(f for f in found if isinstance(f, Skipped))]
-    if params.study is not None:
-        instances = [i for i in instances if i.get("StudyInstanceUID") == params.study]
+        found = _read(ws.progress(listing.names, "reading headers"), listing.root, asked.extra)
+    instances, skipped = _instances(found, params), [*listing.skipped, *(f for f in found if isinstance(f, Skipped))]
 
-    with ws.span("choose"):
-        _refuse_unreadable(skipped)
-        _say_skipped(ws, skipped)
-        chosen = _choose(ws, group_series(instances), rule, params, len(found))
-        _refuse_damaged(chosen, skipped)
-        _refuse_two_patients(chosen)
-        chosen, strangers = without_strangers(chosen)
-        kept, copies = drop_copies(chosen.instances, lambda i: _file_digest(listing.root, i))
-    if strangers:
-        ws.note("not-image", f"{len(strangers)} objects of the series are no images and were left out")
-    if copies:
-        ws.note("exact-copies", f"{len(copies)} files are exact copies of others and were left out", files=len(copies))
-    with ws.span("write"):
-        ws.write_json("series", series_to_json(kept, copies, strangers))
-        ws.set_source_root("series", listing.root)
+    with SourceFiles(listing.root) as files:
+        with ws.span("choose"):
+            _refuse_unreadable(skipped)
+            _say_skipped(ws, skipped)
+            if not instances:
+                _refuse_nothing(params, len(found))
+            if asked.old:
+                chosen = {_UNNAMED: _old_choice(ws, asked, instances, files)}
+            else:
+                judgements = _judged(asked, instances, files, params, ws.jobs)
+                if params.explain:
+                    _report(ws, judgements)
+                chosen = _chosen(ws, asked, judgements, params)
+            _refuse_two_patients(list(chosen.values()), many=asked.splits)
+        with ws.span("write"):
+            for name, candidate in chosen.items():
+                target = ws.child(name) if asked.splits else ws.named(name) if asked.roles else ws
+                _write(ws, target, candidate, listing.root, skipped)
     ws.sources_digest(_digest(found))
 
 
-def _rule(params: Params) -> Rule | None:
+def _asked(params: Params) -> _Asked:
     from mdcli.dicom.rules import parse
-    from mdcli.dicom.series import INCLUDABLE
+    from mdcli.dicom.selection import Selection, inclusions, preferences
     from mdcli.errors import UsageError
 
-    for kind in params.include:
-        if kind not in INCLUDABLE:
-            raise UsageError(
-                "bad-include", f"--include {kind}: there is no such kind of series", hint=", ".join(INCLUDABLE)
-            )
-    return parse(params.where) if params.where is not None else None
+    include, prefer = inclusions(params.include), preferences(params.prefer)
+    if params.rules is None:
+        for on, flag in ((params.selection, "--selection"), (params.monai_compat, "--monai-compat")):
+            if on:
+                raise UsageError("no-rule-file", f"{flag} needs a rule file", hint="give --rules FILE")
+        rule = parse(params.where) if params.where is not None else None
+        return _Asked((Selection(_UNNAMED, rule, prefer, all=params.all, include=include),))
+    if params.where is not None:
+        raise UsageError("two-rules", "--where and --rules both say which series", hint="give one of the two")
+    found = _of_file(params)
+    return replace(
+        found,
+        selections=tuple(
+            replace(s, prefer=s.prefer or prefer, all=s.all or params.all, include=(*s.include, *include))
+            for s in found.selections
+        ),
+    )
+
+
+def _of_file(params: Params) -> _Asked:
+    from mdcli.dicom.monai_rules import old_selections
+    from mdcli.dicom.rules import nearest
+    from mdcli.dicom.selection import Selection, load_document, read_rule_file, read_rules
+    from mdcli.errors import UsageError
+
+    assert params.rules is not None
+    text, name = read_rule_file(params.rules), params.rules.name
+    if params.monai_compat:
+        old = old_selections(load_document(text, name), name)
+        names = [title for title, _ in old]
+        found = _Asked((Selection(_UNNAMED),), old=tuple(old))
+    else:
+        rules = read_rules(text, name)
+        names = [s.name for s in rules.selections]
+        found = _Asked(rules.selections, rules.notes)
+    if params.all and found.roles:
+        raise UsageError("all-and-roles", "--all makes child workspaces, and the rule file names roles in one")
+    if params.monai_compat and (params.all or params.prefer or params.series):
+        message = "--monai-compat takes the first match: --all, --prefer and --series do not go with it"
+        raise UsageError("compat-alone", message)
+    if params.selection is None:
+        return found
+    if params.selection not in names:
+        near = nearest(params.selection, names)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
+        raise UsageError("no-such-selection", f"{name} has no selection {params.selection!r}", hint=hint)
+    return replace(
+        found,
+        selections=tuple(s for s in found.selections if found.old or s.name == params.selection),
+        old=tuple(pair for pair in found.old if pair[0] == params.selection),
+    )
 
 
 def _listing(params: Params) -> Listing:
@@ -120,11 +230,187 @@ def _listing(params: Params) -> Listing:
     return list_source(params.dicom)
 
 
-def _read(names: Iterable[str], root: Path, rule: Rule | None) -> list[Instance | Skipped]:
+def _read(names: Iterable[str], root: Path, asked: Mapping[str, tuple[int, str, bool]]) -> list[Instance | Skipped]:
     from mdcli.dicom.tree import read_entry
 
-    extra = {**_PATIENT, **(rule.extra if rule else {})}
+    extra = {**_PATIENT, **asked}
     return [found for name in names for found in read_entry(root, name, extra)]
+
+
+def _instances(found: Iterable[Instance | Skipped], params: Params) -> list[Instance]:
+    from mdcli.dicom.headers import Skipped
+
+    instances = [f for f in found if not isinstance(f, Skipped)]
+    if params.study is not None:
+        instances = [i for i in instances if i.get("StudyInstanceUID") == params.study]
+    return instances
+
+
+def _judged(
+    asked: _Asked, instances: Sequence[Instance], files: SourceFiles, params: Params, jobs: int
+) -> list[Judgement]:
+    from mdcli.dicom.selection import Candidate, judge
+    from mdcli.dicom.series import group_series
+
+    candidates = [Candidate(one, files, jobs) for one in group_series(instances)]
+    return [judge(selection, candidates, uid=params.series) for selection in asked.selections]
+
+
+def _report(ws: Workspace, judgements: Sequence[Judgement]) -> None:
+    from mdcli.dicom.selection import explain
+
+    ws.report(*explain(judgements))
+
+
+def report(ws: Workspace, params: Params) -> None:
+    """Explain again what was chosen when the artifacts were made."""
+    if not params.explain or params.monai_compat:
+        return
+    from mdcli.dicom.opening import SourceFiles
+
+    asked, listing = _asked(params), _listing(params)
+    instances = _instances(_read(listing.names, listing.root, asked.extra), params)
+    with SourceFiles(listing.root) as files:
+        _report(ws, _judged(asked, instances, files, params, ws.jobs))
+
+
+def _chosen(ws: Workspace, asked: _Asked, judgements: Sequence[Judgement], params: Params) -> dict[str, Candidate]:
+    """Return what is written under which name: a role, a child's name, or `series`."""
+    _refuse_no_image(judgements)
+    chosen = _of_roles(ws, judgements) if asked.roles else _children(judgements) if asked.splits else None
+    if chosen is None:
+        chosen = {_UNNAMED: _the_one(judgements)}
+    if params.series is None:
+        _say_left_out(ws, judgements)
+    return chosen
+
+
+def _refuse_no_image(judgements: Sequence[Judgement]) -> None:
+    from mdcli.errors import MissingError
+
+    for judgement in judgements:
+        if any(one.result != "left-out" for one in judgement.judged):
+            return
+    first = judgements[0]
+    raise MissingError(
+        "no-image-series", f"none of the {len(first.judged)} series holds images to use:{_reasons(first)}"
+    )
+
+
+def _no_match(judgements: Sequence[Judgement], what: str = "") -> Exception:
+    from mdcli.errors import MissingError
+
+    count = len(judgements[0].judged)
+    if len(judgements) == 1:
+        return MissingError("no-match", f"none of the {count} series matches{what}:{_reasons(judgements[0])}")
+    parts = [f"\n {j.selection.name}:{_reasons(j)}" for j in judgements]
+    return MissingError("no-match", f"none of the {count} series matches any selection:{''.join(parts)}")
+
+
+def _of_roles(ws: Workspace, judgements: Sequence[Judgement]) -> dict[str, Candidate]:
+    chosen: dict[str, Candidate] = {}
+    for judgement in judgements:
+        role = judgement.selection.role
+        assert role is not None
+        if judgement.best:
+            chosen[role] = _single(judgement.best, f" for the role {role}", bool(judgement.selection.prefer))
+        elif judgement.selection.required:
+            raise _no_match([judgement], f" for the role {role}")
+        else:
+            ws.note("role-absent", f"no series matches for the role {role}, which is not required", role=role)
+    if not chosen:
+        raise _no_match(judgements)
+    studies = {one.whole.instances[0].get("StudyInstanceUID") for one in chosen.values()}
+    if len(studies) > 1:
+        ws.warn("several-studies", f"the {len(chosen)} roles come from {len(studies)} studies", studies=len(studies))
+    return chosen
+
+
+def _children(judgements: Sequence[Judgement]) -> dict[str, Candidate]:
+    chosen: dict[str, Candidate] = {}
+    for judgement in judgements:
+        word, best = judgement.selection.word, judgement.best
+        if not judgement.selection.all and best:
+            best = [_single(best, f" for {judgement.selection.name}", bool(judgement.selection.prefer))]
+        alone = len(best) == 1 and word != _UNNAMED
+        chosen |= {word if alone else f"{word}_{n:03d}": one for n, one in enumerate(best, 1)}
+    if not chosen:
+        raise _no_match(judgements)
+    return chosen
+
+
+def _the_one(judgements: Sequence[Judgement]) -> Candidate:
+    best = list(dict.fromkeys(one for judgement in judgements for one in judgement.best))
+    if not best:
+        raise _no_match(judgements)
+    return _single(best, "", any(judgement.selection.prefer for judgement in judgements))
+
+
+def _single(best: Sequence[Candidate], what: str, preferred: bool) -> Candidate:
+    from mdcli.errors import DataError
+
+    if len(best) > 1:
+        series = [one.whole for one in best]
+        said = "could be meant" if not preferred else "are equal by every preference"
+        raise DataError(
+            "several-series",
+            f"{len(best)} series {said}{what}:{_table(series)}",
+            hint=f"choose with {_a_choice(series)}" + ("" if preferred else ", or say what to --prefer"),
+            series=[one.uid for one in series],
+        )
+    return best[0]
+
+
+def _say_left_out(ws: Workspace, judgements: Sequence[Judgement]) -> None:
+    """Count what was not chosen by any selection, by reason."""
+    left_out: Counter[str] = Counter()
+    for stands in zip(*(judgement.judged for judgement in judgements), strict=True):
+        if not any(one.result in ("chosen", "match") for one in stands):
+            left_out[next((one.code for one in stands if one.code), None) or stands[0].result] += 1
+    if left_out:
+        counts = ", ".join(f"{count} {code}" for code, count in sorted(left_out.items()))
+        total = len(judgements[0].judged)
+        message = f"{sum(left_out.values())} of {total} series were left out: {counts}"
+        ws.note("series-left-out", message, **left_out)
+
+
+def _old_choice(ws: Workspace, asked: _Asked, instances: Sequence[Instance], files: SourceFiles) -> Candidate:
+    """Return what MONAI Deploy's selector gives its application first, with a warning."""
+    from mdcli.dicom.monai_rules import old_choice
+    from mdcli.dicom.selection import Candidate
+    from mdcli.dicom.series import has_pixels
+    from mdcli.errors import DataError, MissingError
+
+    chosen = None
+    for choice in old_choice(asked.old, instances, files):
+        if choice.crash:
+            message = f"MONAI Deploy's selector crashes at the selection {choice.selection!r}: {choice.crash}"
+            raise DataError("compat-crash", message, hint="without --monai-compat md answers")
+        chosen = chosen or choice.series
+    if chosen is None:
+        raise MissingError("no-match", "MONAI Deploy's selector finds no series", hint="md rules diff says why")
+    if not any(map(has_pixels, chosen.instances)):
+        message = f"MONAI Deploy's selector takes a series without images: {chosen.describe()}"
+        raise MissingError("no-image-series", message)
+    ws.warn(
+        "monai-compat",
+        "chosen as MONAI Deploy's selector does: the first match by the first image of each series, localizers and derived "
+        "images not left out; md rules diff says where that is another series",
+    )
+    return Candidate(chosen)
+
+
+def _write(ws: Workspace, target: Workspace, candidate: Candidate, root: Path, skipped: Sequence[Skipped]) -> None:
+    from mdcli.dicom.series import drop_copies, series_to_json
+
+    _refuse_damaged(candidate, skipped)
+    kept, copies = drop_copies(candidate.series.instances, lambda i: _file_digest(root, i))
+    if candidate.strangers:
+        ws.note("not-image", f"{len(candidate.strangers)} objects of the series are no images and were left out")
+    if copies:
+        ws.note("exact-copies", f"{len(copies)} files are exact copies of others and were left out", files=len(copies))
+    target.write_json("series", series_to_json(kept, copies, candidate.strangers))
+    target.set_source_root("series", root)
 
 
 def _digest(found: Sequence[Instance | Skipped]) -> str:
@@ -170,6 +456,13 @@ def _refuse_unreadable(skipped: Sequence[Skipped]) -> None:
         )
 
 
+def _refuse_nothing(params: Params, files: int) -> None:
+    from mdcli.errors import MissingError
+
+    what = "of this study " if params.study else ""
+    raise MissingError("no-dicom", f"there is no DICOM instance {what}among {files} files", files=files)
+
+
 def _say_skipped(ws: Workspace, skipped: Sequence[Skipped]) -> None:
     by_code: dict[str, list[Skipped]] = {}
     for one in skipped:
@@ -181,72 +474,8 @@ def _say_skipped(ws: Workspace, skipped: Sequence[Skipped]) -> None:
         (ws.note if code in _HARMLESS else ws.warn)(code, said, files=len(those))
 
 
-def _choose(ws: Workspace, series: list[Series], rule: Rule | None, params: Params, files: int) -> Series:
-    from mdcli.dicom.series import INCLUDABLE, why_unsuitable
-    from mdcli.errors import DataError, MissingError
-
-    if not series:
-        what = "of this study " if params.study else ""
-        raise MissingError("no-dicom", f"there is no DICOM instance {what}among {files} files", files=files)
-    # Who names a series means it, whatever kind of image it is.
-    include = tuple(INCLUDABLE) if params.series else params.include
-    reasons: list[str] = []
-    left_out: Counter[str] = Counter()
-    candidates, matching = 0, []
-    for one in series:
-        unsuitable = why_unsuitable(one, include)
-        candidates += unsuitable is None
-        if unsuitable is not None:
-            left_out[unsuitable.code] += 1
-            hint = f" (--include {unsuitable.code})" if unsuitable.code in INCLUDABLE else ""
-            reasons.append(unsuitable.message + hint)
-        elif params.series is not None and one.uid != params.series:
-            reasons.append("it has another SeriesInstanceUID")
-        elif rule is not None and (why := _why_not(one, rule)):
-            left_out["no-match"] += 1
-            reasons.append(why)
-        else:
-            matching.append(one)
-            reasons.append("it matches")
-    if not candidates:
-        raise MissingError(
-            "no-image-series", f"none of the {len(series)} series holds images to use:{_table(series, reasons)}"
-        )
-    if not matching:
-        raise MissingError("no-match", f"none of the {len(series)} series matches:{_table(series, reasons)}")
-    if len(matching) > 1:
-        raise DataError(
-            "several-series",
-            f"{len(matching)} series could be meant:{_table(matching)}",
-            hint=f"choose with {_a_choice(matching)}",
-            series=[one.uid for one in matching],
-        )
-    if left_out and params.series is None:
-        counts = ", ".join(f"{count} {code}" for code, count in sorted(left_out.items()))
-        ws.note(
-            "series-left-out", f"{sum(left_out.values())} of {len(series)} series were left out: {counts}", **left_out
-        )
-    return matching[0]
-
-
-def _why_not(series: Series, rule: Rule) -> str | None:
-    """Say which conditions an instance of the series fails; None where all its instances match."""
-    from mdcli.dicom.opening import shown
-
-    for attributes in series.attributes():
-        if not rule.holds(attributes):
-            failed = dict.fromkeys(
-                f"{condition}: " + ("absent" if value is None else f"found {shown(_said(value))}")
-                for condition, value in rule.why_not(attributes)
-            )
-            return "; ".join(failed)
-    return None
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, list):
-        return "\\".join(map(_said, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _reasons(judgement: Judgement) -> str:
+    return _table([one.candidate.whole for one in judgement.judged], [one.reason for one in judgement.judged])
 
 
 def _table(series: Sequence[Series], reasons: Sequence[str] = ()) -> str:
@@ -262,29 +491,64 @@ def _a_choice(series: Sequence[Series]) -> str:
     return "--series UID"
 
 
-def _refuse_damaged(chosen: Series, skipped: Sequence[Skipped]) -> None:
+def _refuse_damaged(candidate: Candidate, skipped: Sequence[Skipped]) -> None:
     from mdcli.dicom.opening import shown
     from mdcli.errors import DataError
 
     for one in skipped:
-        if one.series_instance_uid == chosen.uid:
+        if one.series_instance_uid == candidate.whole.uid:
             raise DataError("damaged-instance", f"{shown(one.path)} belongs to the series, but {one.message}")
 
 
-def _refuse_two_patients(chosen: Series) -> None:
+def _refuse_two_patients(chosen: Sequence[Candidate], *, many: bool) -> None:
+    """Refuse a series of two patients, and roles of one workspace of two; child workspaces may be of several."""
     from mdcli.errors import DataError
 
-    patients = {tuple(str(i.get(keyword, "")) for keyword in _PATIENT) for i in chosen.instances}
-    if len(patients) > 1:
-        message = f"the instances of the series belong to {len(patients)} patients by PatientID"
-        raise DataError("several-patients", message, patients=len(patients))
+    groups = [[one] for one in chosen] if many else [chosen]
+    for group in groups:
+        instances = [i for one in group for i in one.whole.instances]
+        patients = {tuple(str(i.get(keyword, "")) for keyword in _PATIENT) for i in instances}
+        if len(patients) > 1:
+            what = "the instances of the series" if len(group) == 1 else "the series of the roles"
+            message = f"{what} belong to {len(patients)} patients by PatientID"
+            raise DataError("several-patients", message, patients=len(patients))
+
+
+def identity(ws: Workspace, params: Params) -> dict[str, Any]:
+    """Say what decides the choice beside the parameters: the rule file, whose path is nobody's business."""
+    if params.rules is None:
+        return {}
+    from mdcli.dicom.selection import read_rule_file
+    from mdcli.records import sha256_of
+
+    return {"rules_sha256": sha256_of(read_rule_file(params.rules))}
+
+
+def names(ws: Workspace, params: Params) -> dict[str, bool]:
+    """Return the roles of the rule file, and whether each must be there."""
+    return _asked(params).roles
 
 
 def sources(ws: Workspace, params: Params) -> Sources | None:
     """Return the files of the source; a bad rule is an error before any of them is looked at."""
-    _rule(params)
-    listing = _listing(params)
-    return Sources(listing.root, listing.names, digest=cache(lambda: _digest(_read(listing.names, listing.root, None))))
+    asked, listing = _asked(params), _listing(params)
+
+    def digest() -> str:
+        return _digest(_read(listing.names, listing.root, {}))
+
+    # The digest is of the headers alone.
+    return Sources(listing.root, listing.names, digest=None if asked.asks_pixels else cache(digest))
 
 
-STAGE = Stage("select-series", Params, run, writes=("series",), version=1, sources=sources)
+STAGE = Stage(
+    "select-series",
+    Params,
+    run,
+    writes=("series",),
+    version=2,
+    identity=identity,
+    sources=sources,
+    report=report,
+    names=names,
+    splits=True,
+)
