@@ -221,8 +221,9 @@ def _csa(data: bytes) -> dict[str, list[bytes]]:
                 return found
             lengths = _CSA_ITEM(data, position)
             position += 16
-            length = lengths[1] if newer else lengths[0] - first_items
-            if length < 0 or position + length > len(data):
+            length = lengths[1]
+            # The older format says the length twice, once with the number of the first element's items added.
+            if length < 0 or position + length > len(data) or (not newer and length != lengths[0] - first_items):
                 return found
             values.append(data[position : position + min(length, 64)].split(b"\0", 1)[0].strip())
             position += (length + 3) // 4 * 4

@@ -50,8 +50,8 @@ FRAME_KEYWORDS: dict[str, tuple[int, str, bool]] = {
     "NominalCardiacTriggerDelayTime": (0x00209153, "FD", True),
     "FrameAcquisitionNumber": (0x00209156, "US", True),
     "DimensionIndexValues": (0x00209157, "UL", False),
-    "NominalPercentageOfCardiacPhase": (0x00209241, "FD", True),
-    "NominalPercentageOfRespiratoryPhase": (0x00209245, "FD", True),
+    "NominalPercentageOfCardiacPhase": (0x00209241, "FL", True),
+    "NominalPercentageOfRespiratoryPhase": (0x00209245, "FL", True),
     "NominalRespiratoryTriggerDelayTime": (0x00209255, "FD", True),
     "TemporalPositionTimeOffset": (0x0020930D, "FD", True),
     "FrameLabel": (0x00209453, "LO", True),
@@ -556,7 +556,7 @@ def _pet(header: Header, top: Mapping[int, Element]) -> dict[str, Any]:
 
 
 def _named_unit(frame: dict[str, Any], modality: Any) -> dict[str, Any]:
-    """Return a PET frame's Units, where its real world values are its rescaled values.
+    """Name a PET frame's Units, where its real world values are its rescaled values.
 
     Enhanced PET has no Units, and its RescaleType says nothing (`US`): the unit stands in the real world value mapping, which
     starts from stored values and so speaks of the rescaled ones only if slope and intercept are the same.
@@ -566,4 +566,6 @@ def _named_unit(frame: dict[str, Any], modality: Any) -> dict[str, Any]:
         return frame
     same = all(mapped.get(name) == frame.get(keyword) is not None for name, keyword in _SAME_SCALE)
     unit = _PET_UNITS.get(mapped.get("unit")) if same else None
-    return frame if unit is None else {**frame, "Units": unit}
+    if unit is None:
+        return frame
+    return {**frame, "Units": unit, **({"SUVType": "BW"} if unit == "GML" else {})}
