@@ -418,28 +418,33 @@ class Workspace:
     def volume_writer(
         self,
         kind: str,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         dtype: str | np.dtype[Any],
         affine: NDArray[np.float64],
         unit: str | None = None,
+        *,
+        colour: bool = False,
+        plane: str = "patient",
     ) -> Iterator[ArtifactWriter]:
         """Give a file to which slabs are appended in the order of k, each contiguous and little endian.
 
         Args:
             kind: what is written.
-            shape: (k, j, i).
+            shape: (k, j, i), or (t, k, j, i).
             dtype: of the voxels.
             affine: 4x4, (i, j, k) to mm, LPS+.
             unit: what the values mean.
+            colour: each voxel is red, green and blue.
+            plane: what the affine's millimetres are of.
         """
         from mdcli.imaging.nifti import HEADER_BYTES, nifti_header
 
-        header = nifti_header(shape, dtype, affine, unit)
+        header = nifti_header(shape, dtype, affine, unit, colour=colour, plane=plane)
         with self.open_to_write(kind) as out:
             out.write(header)
             yield out
             part = self.run.staged[-1].part
-        expected = HEADER_BYTES + _bytes_of(shape, dtype)
+        expected = HEADER_BYTES + _bytes_of(shape, dtype) * (3 if colour else 1)
         staged = next(s for s in self.run.staged if s.part == part)
         if staged.part.stat().st_size != expected:
             raise RuntimeError(f"{artifact_name(staged.role)} got {staged.part.stat().st_size} bytes, not {expected}")
@@ -561,10 +566,12 @@ def _json_value(value: Any) -> str:
     return json.dumps(value)
 
 
-def _bytes_of(shape: tuple[int, int, int], dtype: str | np.dtype[Any]) -> int:
+def _bytes_of(shape: tuple[int, ...], dtype: str | np.dtype[Any]) -> int:
+    import math
+
     import numpy as np
 
-    return shape[0] * shape[1] * shape[2] * np.dtype(dtype).itemsize
+    return math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def _who_writes(kind: str) -> str | None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from mdcli.dicom.codecs import SYNTAXES
 from mdcli.dicom.instance import Instance
 from mdcli.dicom.opening import SourceFiles, shown
-from mdcli.dicom.pixels import Layout, SliceRead, read_slice, room_for
+from mdcli.dicom.pixels import Layout, Place, SliceRead, read_slice, room_for
 from mdcli.errors import DataError, MdError, MissingError
 
 WORKER_BYTES = 512 << 20
@@ -47,6 +47,7 @@ class _Task:
     instances: Sequence[Instance]
     layouts: Sequence[Layout]
     paddings: Sequence[tuple[int, int] | None]
+    places: Sequence[Place | None]
     dtype: str
     memory: int
 
@@ -65,6 +66,7 @@ def read_in_workers(
     instances: Sequence[Instance],
     layouts: Sequence[Layout],
     paddings: Sequence[tuple[int, int] | None],
+    places: Sequence[Place | None],
     jobs: int,
     done: Callable[[float], None],
 ) -> tuple[NDArray[Any], list[SliceRead]]:
@@ -75,6 +77,7 @@ def read_in_workers(
         instances: the slices in the order of k.
         layouts: how each is encoded.
         paddings: the padding range of each.
+        places: where the fragments of each lie, of frames of a file that holds several.
         jobs: processes.
         done: called with 1 for every image read.
 
@@ -86,10 +89,12 @@ def read_in_workers(
             `mdcli.dicom.pixels.read_slice`.
         MissingError: `source-missing`.
     """
-    rows, columns = layouts[0].rows, layouts[0].columns
+    rows, columns = layouts[0].stored
     stored = room_for(instances, layouts)
-    memory = WORKER_BYTES + WORKER_BYTES_PER_PIXEL * rows * columns
-    task = _Task(root, instances, layouts, paddings, stored.dtype.str, memory)
+    memory = WORKER_BYTES + WORKER_BYTES_PER_PIXEL * rows * columns * layouts[0].samples
+    if any(SYNTAXES[layout.syntax].form == "deflated" for layout in layouts):
+        memory += 4 * max(layout.nbytes * layout.frames for layout in layouts)
+    task = _Task(root, instances, layouts, paddings, places, stored.dtype.str, memory)
     reads: dict[int, SliceRead] = {}
     workers: list[_Worker] = []
     try:
@@ -122,7 +127,7 @@ def _start(task: _Task, others: list[Connection[Any, Any]]) -> _Worker:
     ours, theirs = context.Pipe()
     slots = None
     if _FORK:
-        shape, dtype = (_SLOTS, task.layouts[0].rows, task.layouts[0].columns), np.dtype(task.dtype)
+        shape, dtype = (_SLOTS, *task.layouts[0].shape), np.dtype(task.dtype)
         slots = np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
     # A forked worker holds copies of the other ends; while it did, no worker would see that this process is gone.
     closing = [*others, ours] if _FORK else []
@@ -175,7 +180,7 @@ def _serve(
     _limit_memory(task.memory)
     _keep_freed_memory()
     turn = 0
-    plane = np.empty((task.layouts[0].rows, task.layouts[0].columns), task.dtype)
+    plane = np.empty(task.layouts[0].shape, task.dtype)
     with SourceFiles(task.root) as files:
         while True:
             try:
@@ -192,7 +197,7 @@ def _serve(
 
 def _answer(files: SourceFiles, task: _Task, k: int, out: NDArray[Any]) -> dict[str, Any]:
     try:
-        return asdict(read_slice(files, task.instances[k], task.layouts[k], task.paddings[k], out))
+        return asdict(read_slice(files, task.instances[k], task.layouts[k], task.paddings[k], out, task.places[k]))
     except MdError as error:
         said = {"message": error.message, "hint": error.hint, "numbers": error.numbers, "status": error.status}
         return {"error": error.code, **said}

@@ -1,4 +1,4 @@
-"""Find out where single-frame slices lie in the patient and whether they make one volume, from their headers alone.
+"""Find out where the frames of one volume lie in the patient and whether they make a grid, from their headers alone.
 
 Everything in millimetres, in the DICOM patient frame (LPS+). Every tolerance of the program's reading is named here, once.
 Source: DICOM PS3.3 C.7.6.2 (Image Plane Module), C.7.6.3 (Image Pixel Module).
@@ -28,6 +28,8 @@ POSITION_OFF_GRID_SPACING = 0.02
 """... or this fraction of the spacing, whichever is larger."""
 STEP_OFF = 0.25
 """No step between neighbours may differ from the mean step by more than this fraction."""
+MOST_MADE = 10
+"""A regular grid over unevenly spaced slices may have this many times as many slices."""
 SAME_POSITION_MM = 0.01
 """Slices whose positions along the normal differ by no more than this are at one position."""
 COSINE_OFF = 1e-3
@@ -56,33 +58,7 @@ TOLERANCES = {
     "plane_degrees": PLANE_DEGREES,
 }
 
-# What tells two volumes of one series apart, the most telling first.
-_VOLUME_KEYWORDS = (
-    "EchoNumbers",
-    "EchoTime",
-    "DiffusionBValue",
-    "DiffusionGradientOrientation",
-    "TemporalPositionIdentifier",
-    "TemporalPositionIndex",
-    "ImageType",
-    "ConvolutionKernel",
-    "InversionTime",
-    "FlipAngle",
-    "ContrastBolusAgent",
-    "KVP",
-    "SequenceName",
-    "ScanningSequence",
-    "TriggerTime",
-    "FrameReferenceTime",
-    "AcquisitionNumber",
-    "AcquisitionTime",
-    "ContentTime",
-    "SeriesDescription",
-    "SliceThickness",
-    "StackID",
-)
-# What must be the same in every slice of one volume, wherever the slices lie.
-_ONE_VALUE_KEYWORDS = (
+ONE_VALUE_KEYWORDS = (
     "SOPClassUID",
     "Modality",
     "PatientPosition",
@@ -103,7 +79,9 @@ _ONE_VALUE_KEYWORDS = (
     "PhotometricInterpretation",
     "Units",
     "RescaleType",
+    "ComplexImageComponent",
 )
+"""What must be the same in every slice of one volume, wherever the slices lie."""
 # What may change on the way through one volume (a helix in two parts, a thinner end), but not to and fro.
 _STEADY_KEYWORDS = ("AcquisitionNumber", "ContrastBolusAgent", "SeriesDescription", "TriggerTime", "SliceThickness")
 _FEW_RUNS = 3
@@ -134,6 +112,9 @@ class Geometry:
         coverage_mm: extent along the normal, n times the distance between slices.
         regularity: step along the normal and the largest deviations found.
         tilt: angle between slice vector and normal, and what it shifts over the stack.
+        offsets: where the slices are unevenly spaced, and that was allowed: each one's place along k, in steps of the affine; None
+            where slice k lies at k.
+        missing: of unevenly spaced slices, how far along the normal (mm) the first ones lie that a regular stack would have.
         made: what no header says but was put in on request, one line each.
         findings: what the caller should say.
     """
@@ -149,77 +130,86 @@ class Geometry:
     coverage_mm: float
     regularity: dict[str, Any]
     tilt: dict[str, Any]
+    offsets: tuple[float, ...] | None = None
+    missing: tuple[float, ...] = ()
     made: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
 
-def check_single_frames(instances: Sequence[Instance]) -> None:
-    """Refuse what is no stack of single-frame monochrome images of one series.
+def check_images(frames: Sequence[Instance]) -> None:
+    """Refuse what is no set of images of one series.
 
     Args:
-        instances: of one series, in any order.
+        frames: of one series, in any order.
 
     Raises:
-        DataError: `no-instances`, `duplicate-uid`, `several-studies`, `several-series`, `multi-frame`, `mosaic`, `no-pixels`,
-            `colour`, `mixed-sizes`, `bad-size`; each names a file.
+        DataError: `no-instances`, `duplicate-uid`, `several-studies`, `several-series`, `no-pixels`, `bad-size`; each names a file.
     """
-    if not instances:
+    if not frames:
         raise DataError("no-instances", "the series has no instance")
-    found = [_frozen(i.get("SOPInstanceUID")) for i in instances]
+    found = [(_frozen(i.get("SOPInstanceUID")), i.frame, i.tile) for i in frames]
     uids = Counter(found)
-    if len(uids) < len(instances) or None in uids:
-        odd = next(i for i, uid in zip(instances, found, strict=True) if uids[uid] > 1 or uid is None)
+    if len(uids) < len(frames) or any(uid is None for uid, _, _ in uids):
+        odd = next(i for i, uid in zip(frames, found, strict=True) if uids[uid] > 1 or uid[0] is None)
         raise DataError("duplicate-uid", f"the SOPInstanceUID of {shown(odd.path)} is absent or that of another file")
     for keyword, code in (("StudyInstanceUID", "several-studies"), ("SeriesInstanceUID", "several-series")):
-        _same(instances, operator.methodcaller("get", keyword), code, keyword)
-    for instance in instances:
-        name = shown(instance.path)
-        frames = instance.get("NumberOfFrames", 1)
-        if frames != 1 or "PerFrameFunctionalGroupsSequence" in instance.attributes:
-            raise DataError(
-                "multi-frame",
-                f"{name} holds {shown(str(frames))} frames in one object, which load-volume can't yet read",
-                frames=frames,
-            )
-        if "MOSAIC" in _texts(instance.get("ImageType")):
-            raise DataError(
-                "mosaic", f"{name} is a mosaic: many slices in one picture, which load-volume can't yet read"
-            )
-        if instance.pixel_offset is None and instance.pixel_length is None and not _is_deflated(instance):
+        _same(frames, operator.methodcaller("get", keyword), code, keyword)
+    for frame in frames:
+        name = shown(frame.path)
+        if frame.pixel_offset is None and frame.pixel_length is None and not _is_deflated(frame):
             raise DataError("no-pixels", f"{name} has no PixelData")
-        samples, photometric = instance.get("SamplesPerPixel", 1), instance.get("PhotometricInterpretation")
-        if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        for keyword in ("Rows", "Columns"):
+            value = frame.get(keyword)
+            if not isinstance(value, int) or not 0 < value <= 65535:
+                raise DataError("bad-size", f"{name} has {keyword} {shown(str(value))}")
+
+
+def check_one_kind(frames: Sequence[Instance], *, colour: bool = False) -> None:
+    """Refuse frames of one volume that have several sizes, and colour where gray is wanted, or gray where colour is.
+
+    Args:
+        frames: of one volume, in any order.
+        colour: red, green and blue are wanted.
+
+    Raises:
+        DataError: `mixed-sizes`, `colour`, `not-colour`; each names a file.
+    """
+    for frame in frames:
+        samples, photometric = frame.get("SamplesPerPixel", 1), frame.get("PhotometricInterpretation")
+        is_gray = samples == 1 and photometric in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+        is_colour = photometric == "PALETTE COLOR" or samples == 3
+        if colour and not is_colour:
+            raise DataError(
+                "not-colour", f"{shown(frame.path)} has {said(samples)} sample(s) a pixel, {said(photometric)}"
+            )
+        if not colour and not is_gray:
             raise DataError(
                 "colour",
-                f"{name} has {shown(str(samples))} sample(s) a pixel, {shown(str(photometric))}, where one of gray is wanted",
+                f"{shown(frame.path)} has {said(samples)} sample(s) a pixel, {said(photometric)}, where one of gray is wanted",
+                hint="--colour makes a volume of red, green and blue",
             )
-    for instance in instances:
-        for keyword in ("Rows", "Columns"):
-            value = instance.get(keyword)
-            if not isinstance(value, int) or not 0 < value <= 65535:
-                raise DataError("bad-size", f"{shown(instance.path)} has {keyword} {shown(str(value))}")
-    _same(instances, lambda i: (i.get("Rows"), i.get("Columns")), "mixed-sizes", "rows and columns")
+    _same(frames, lambda i: (i.get("Rows"), i.get("Columns")), "mixed-sizes", "rows and columns")
 
 
-def volume_geometry(instances: Sequence[Instance], *, single_slice: bool = False) -> Geometry:
+def volume_geometry(instances: Sequence[Instance], *, single_slice: bool = False, uneven: bool = False) -> Geometry:
     """Return where the volume of these slices lies, or refuse them.
 
     Args:
-        instances: n single-frame instances of one series that `check_single_frames` passed, in any order, no exact copies.
+        instances: n frames of one volume that `check_images` passed, in any order, no exact copies.
         single_slice: take one slice as a volume, SliceThickness being the spacing.
+        uneven: take slices on one line that are unevenly spaced too; `offsets` then says where they lie.
 
     Raises:
         DataError: `no-position`, `no-orientation`, `no-spacing`, `bad-position`, `bad-orientation`, `bad-spacing`,
             `several-frames-of-reference`, `mixed-orientations`, `mixed-spacings`, `several-volumes`, `same-position`,
-            `mixed-kinds`, `missing-slices`, `irregular-spacing`, `gantry-tilt`, `sheared-volume`, `single-slice`,
-            `no-slice-thickness`, `bad-slice-thickness`.
+            `mixed-kinds`, `missing-slices`, `irregular-spacing`, `single-slice`, `no-slice-thickness`, `bad-slice-thickness`.
 
     Source: DICOM PS3.3 C.7.6.2.1.1: the pixel (column i, row j) lies at ImagePositionPatient + row cosine x column spacing x i +
     column cosine x row spacing x j; PixelSpacing is [row spacing, column spacing]. Slices are ordered by the projection of
     ImagePositionPatient on the normal, row cosine x column cosine.
     """
-    positions = np.array([_vector(i, "ImagePositionPatient", 3, "position") for i in instances], np.float64)
-    cosines = np.array([_orientation(i) for i in instances], np.float64)
+    positions = np.array([position_of(i) for i in instances], np.float64)
+    cosines = np.array([orientation_of(i) for i in instances], np.float64)
     spacings = np.array([_pixel_spacing(i) for i in instances], np.float64)
     frame = operator.methodcaller("get", "FrameOfReferenceUID")
     _same(instances, frame, "several-frames-of-reference", "FrameOfReferenceUID")
@@ -238,6 +228,8 @@ def volume_geometry(instances: Sequence[Instance], *, single_slice: bool = False
 
     count = len(instances)
     made: tuple[str, ...] = ()
+    offsets: tuple[float, ...] | None = None
+    missing: tuple[float, ...] = ()
     findings = _variation(sorted_instances)
     row_spacing, column_spacing = (float(v) for v in spacings.mean(axis=0))
     if count == 1:
@@ -249,16 +241,26 @@ def volume_geometry(instances: Sequence[Instance], *, single_slice: bool = False
             )
         )
         regularity: dict[str, Any] = {
+            "regular": True,
             "step_mm": thickness,
             "smallest_step_mm": None,
             "largest_step_mm": None,
             "off_grid_mm": 0.0,
+            "off_grid_allowed_mm": None,
         }
         tilt: dict[str, Any] = {"degrees": 0.0, "shift_mm": 0.0, "gantry_detector_tilt_deg": None, "sheared": False}
     else:
         step = (positions[-1] - positions[0]) / (count - 1)
-        regularity = _regularity(positions, depths, step, normal)
-        tilt = _tilt(sorted_instances, step, normal, count, min(row_spacing, column_spacing))
+        try:
+            regularity = _regularity(positions, depths, step, normal)
+        except DataError as refusal:
+            if not uneven:
+                raise
+            step, offsets, missing = _uneven(positions, depths, refusal)
+            regularity = _uneven_facts(depths, step, normal)
+            findings.append(Finding("uneven-spacing", refusal.message, refusal.numbers))
+        tilt = _tilt(sorted_instances, positions, step, normal, min(row_spacing, column_spacing))
+        findings += _said_tilt(tilt)
         findings += _stated_spacing(sorted_instances, regularity["step_mm"])
 
     affine = np.eye(4)
@@ -266,8 +268,7 @@ def volume_geometry(instances: Sequence[Instance], *, single_slice: bool = False
     affine[:3, 1] = mean[1] * row_spacing
     affine[:3, 2] = step
     affine[:3, 3] = positions[0]
-    nearest = int(np.argmax(np.abs(normal)))
-    obliquity = math.degrees(math.acos(min(1.0, abs(float(normal[nearest])))))
+    plane, obliquity = plane_of(normal)
     return Geometry(
         order=tuple(int(n) for n in order),
         shape=(count, instances[0].attributes["Rows"], instances[0].attributes["Columns"]),
@@ -275,14 +276,67 @@ def volume_geometry(instances: Sequence[Instance], *, single_slice: bool = False
         orientation=orientation,
         positions=positions,
         spacing_mm=(column_spacing, row_spacing, float(np.linalg.norm(step))),
-        plane=_PLANES[nearest] if obliquity <= PLANE_DEGREES else "oblique",
+        plane=plane,
         obliquity_deg=obliquity,
-        coverage_mm=count * abs(float(step @ normal)),
+        coverage_mm=(count if offsets is None else offsets[-1] + 1) * abs(float(step @ normal)),
         regularity=regularity,
         tilt=tilt,
+        offsets=offsets,
+        missing=missing,
         made=made,
         findings=tuple(findings),
     )
+
+
+def plane_of(normal: NDArray[np.float64]) -> tuple[str, float]:
+    """Return the plane of a unit normal (`axial`, `coronal`, `sagittal`, `oblique`), and its angle to the nearest patient axis.
+
+    >>> plane_of(np.array([0.0, 0.0, -1.0]))
+    ('axial', 0.0)
+    """
+    nearest = int(np.argmax(np.abs(normal)))
+    degrees = math.degrees(math.acos(min(1.0, abs(float(normal[nearest])))))
+    return _PLANES[nearest] if degrees <= PLANE_DEGREES else "oblique", degrees
+
+
+def levels_of(depths: NDArray[np.float64]) -> NDArray[np.int_]:
+    """Return which position each frame is at: 0, 1, ... along the normal; frames within `SAME_POSITION_MM` share one.
+
+    Args:
+        depths: (n,) mm along the normal, in any order.
+    """
+    order = np.argsort(depths, kind="stable")
+    level = np.empty(len(depths), np.int_)
+    level[order] = np.concatenate([[0], np.cumsum(np.diff(depths[order]) > SAME_POSITION_MM)])
+    return level
+
+
+def regular_runs(frames: Sequence[Instance]) -> list[list[Instance]]:
+    """Return the longest runs of evenly spaced slices of one orientation, in the order of the normal; each slice is in one run.
+
+    A run goes on as long as its steps agree within `STEP_OFF`'s and the grid's tolerance with its first one; what is left between
+    two runs is a run of its own.
+    """
+    cosines = orientation_of(frames[0])
+    normal = np.cross(cosines[:3], cosines[3:])
+    ordered = sorted(frames, key=lambda f: float(np.array(position_of(f)) @ normal))
+    depths = [float(np.array(position_of(f)) @ normal) for f in ordered]
+    runs, start = [], 0
+    while start < len(ordered):
+        end = start + 1
+        step = depths[end] - depths[start] if end < len(ordered) else 0.0
+        while end < len(ordered):
+            off = abs(depths[end] - depths[start] - (end - start) * step)
+            if off > max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * step):
+                break
+            end += 1
+        # A gap after a single slice is no step: the slice stands alone, and what follows is looked at anew.
+        following = depths[end] - depths[end - 1] if end < len(ordered) else None
+        if end - start == 2 and following is not None and following < 0.9 * step:
+            end = start + 1
+        runs.append(ordered[start:end])
+        start = end
+    return runs
 
 
 def orthonormal(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -305,8 +359,10 @@ def completeness(instances: Sequence[Instance], expected: int | None) -> dict[st
         expected: how many there should be, or None where nobody said.
 
     Returns:
-        `{"status": "complete" | "unknown", "expected", "found", "instance_numbers": [first, last], "holes": [[from, to], ...]}`;
-        holes are runs of InstanceNumber between the first and the last that no instance has; no number at all is None.
+        `{"status": "complete" | "unknown", "expected", "found", "stated", "instance_numbers": [first, last],
+        "holes": [[from, to], ...]}`; holes are runs of InstanceNumber from 1 to the last that no instance has; no number at all is
+        None. `stated` is what a header says that there are (ImagesInAcquisition, or NumberOfSlices of PET), or None: both are often
+        about more or less than the series.
 
     Raises:
         DataError: `series-incomplete` with fewer instances than expected, `series-too-long` with more.
@@ -318,14 +374,26 @@ def completeness(instances: Sequence[Instance], expected: int | None) -> dict[st
             code, f"the series has {found} instances, {expected} were expected", found=found, expected=expected
         )
     numbers = sorted({n for i in instances if isinstance(n := i.get("InstanceNumber"), int)})
-    holes = [[a + 1, b - 1] for a, b in itertools.pairwise(numbers) if b - a > 1]
+    # Numbers start at 1, in some scanners at 0; where they start far beyond, they count something else than this series.
+    counted = [0, *numbers] if found > 1 and numbers and 1 < numbers[0] <= 2 * found + 1 else numbers
+    holes = [[a + 1, b - 1] for a, b in itertools.pairwise(counted) if b - a > 1]
+    stated = [_stated(i) for i in instances]
     return {
         "status": "unknown" if expected is None else "complete",
         "expected": expected,
         "found": found,
+        "stated": max((n for n in stated if n is not None), default=None),
         "instance_numbers": [numbers[0], numbers[-1]] if numbers else None,
         "holes": holes,
     }
+
+
+def _stated(instance: Instance) -> int | None:
+    number = instance.get("ImagesInAcquisition")
+    slices, times = instance.get("NumberOfSlices"), instance.get("NumberOfTimeSlices", 1)
+    if instance.get("Modality") == "PT" and isinstance(slices, int) and isinstance(times, int):
+        number = slices * max(times, 1)
+    return number if isinstance(number, int) and 0 < number < 1 << 20 else None
 
 
 def _is_deflated(instance: Instance) -> bool:
@@ -342,9 +410,10 @@ def _frozen(value: Any) -> Hashable:
     return value if value is None or isinstance(value, (str, int, float)) else repr(value)
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
+    """Return a value out of a header for a person: numbers short, text escaped."""
     if isinstance(value, (list, tuple)):
-        return shown("\\".join(_said(v) for v in value))
+        return shown("\\".join(said(v) for v in value))
     if isinstance(value, float):
         return f"{value:g}"
     return "absent" if value is None else shown(str(value))
@@ -360,7 +429,7 @@ def _same(instances: Sequence[Instance], value: Callable[[Instance], Any], code:
     odd = instances[found.index(rare)]
     raise DataError(
         code,
-        f"{shown(odd.path)} has {what} {_said(rare)} ({few} of {len(instances)} files), while {many} have {_said(common)}",
+        f"{shown(odd.path)} has {what} {said(rare)} ({few} of {len(instances)} files), while {many} have {said(common)}",
         values=len(counts),
     )
 
@@ -368,7 +437,7 @@ def _same(instances: Sequence[Instance], value: Callable[[Instance], Any], code:
 def _refuse_number(instance: Instance, keyword: str, kind: str) -> NoReturn:
     value = instance.get(keyword)
     code = f"no-{kind}" if value is None else f"bad-{kind}"
-    has = f"has no {keyword}" if value is None else f"has {keyword} {_said(value)}"
+    has = f"has no {keyword}" if value is None else f"has {keyword} {said(value)}"
     raise DataError(code, f"{shown(instance.path)} {has}")
 
 
@@ -383,16 +452,30 @@ def _vector(instance: Instance, keyword: str, length: int, kind: str) -> list[fl
     return [float(v) for v in value]
 
 
-def _orientation(instance: Instance) -> list[float]:
+def orientation_of(instance: Instance) -> list[float]:
+    """Return ImageOrientationPatient, six direction cosines.
+
+    Raises:
+        DataError: `no-orientation`, `bad-orientation` (not orthonormal within `COSINE_OFF`).
+    """
     cosines = _vector(instance, "ImageOrientationPatient", 6, "orientation")
     pair = np.array(cosines).reshape(2, 3)
     if np.abs(pair @ pair.T - np.eye(2)).max() > COSINE_OFF:
         raise DataError(
             "bad-orientation",
-            f"{shown(instance.path)} has ImageOrientationPatient {_said(cosines)}: its two directions are not orthonormal "
+            f"{shown(instance.path)} has ImageOrientationPatient {said(cosines)}: its two directions are not orthonormal "
             f"within {COSINE_OFF:g}",
         )
     return cosines
+
+
+def position_of(instance: Instance) -> list[float]:
+    """Return ImagePositionPatient, three numbers in mm.
+
+    Raises:
+        DataError: `no-position`, `bad-position`.
+    """
+    return _vector(instance, "ImagePositionPatient", 3, "position")
 
 
 def _pixel_spacing(instance: Instance) -> list[float]:
@@ -414,8 +497,8 @@ def _same_orientation(instances: Sequence[Instance], cosines: NDArray[np.float64
         odd = int(np.argmax(off))
         raise DataError(
             "mixed-orientations",
-            f"{shown(instances[odd].path)} has ImageOrientationPatient {_said(list(cosines[odd]))}, "
-            f"{shown(instances[nearest].path)} {_said(list(cosines[nearest]))}: {int((off > COSINE_OFF).sum())} of "
+            f"{shown(instances[odd].path)} has ImageOrientationPatient {said(list(cosines[odd]))}, "
+            f"{shown(instances[nearest].path)} {said(list(cosines[nearest]))}: {int((off > COSINE_OFF).sum())} of "
             f"{len(instances)} slices are turned",
             largest_difference=float(off.max()),
         )
@@ -428,19 +511,17 @@ def _same_spacing(instances: Sequence[Instance], spacings: NDArray[np.float64]) 
         odd = int(np.argmax(off))
         raise DataError(
             "mixed-spacings",
-            f"{shown(instances[odd].path)} has PixelSpacing {_said(list(spacings[odd]))}, most have {_said(list(reference))}",
+            f"{shown(instances[odd].path)} has PixelSpacing {said(list(spacings[odd]))}, most have {said(list(reference))}",
             largest_relative_difference=float(off.max()),
         )
 
 
 def _one_image_a_position(instances: Sequence[Instance], depths: NDArray[np.float64]) -> None:
     """Refuse several images at one position; `instances` and `depths` (mm along the normal) are sorted."""
-    level = np.concatenate([[0], np.cumsum(np.diff(depths) > SAME_POSITION_MM)])
+    level = levels_of(depths)
     counts = np.bincount(level)
     if counts.max() == 1:
         return
-    if len(counts) > 1 and (counts.min() > 1 or (counts > 1).mean() > 0.5):
-        raise _several_volumes(instances, level)
     crowded = int(np.argmax(counts > 1))
     names = [shown(i.path) for i, at in zip(instances, level, strict=True) if at == crowded]
     raise DataError(
@@ -452,34 +533,7 @@ def _one_image_a_position(instances: Sequence[Instance], depths: NDArray[np.floa
     )
 
 
-def _several_volumes(instances: Sequence[Instance], level: NDArray[np.int_]) -> DataError:
-    """Say how many volumes there are and what differs between them, as a numbered list."""
-    most = int(np.bincount(level).max())
-    differing = []
-    for keyword in _VOLUME_KEYWORDS:
-        values = [_frozen(i.get(keyword)) for i in instances]
-        if len(set(values)) > 1 and len(set(zip(level.tolist(), values, strict=True))) > len(set(level.tolist())):
-            differing.append((keyword, values))
-    head = f"{most} images at each of {int(level[-1]) + 1} positions: "
-    telling = next((pair for pair in differing if len(set(pair[1])) == most), None)
-    if telling:
-        keyword, values = telling
-        groups = Counter(values)
-        listed = "; ".join(f"{n}. {keyword} {_said(v)} ({groups[v]} images)" for n, v in enumerate(groups, 1))
-        return DataError("several-volumes", head + listed, volumes=most, differs=[k for k, _ in differing])
-    if differing:
-        what = "they differ in " + ", ".join(k for k, _ in differing)
-    else:
-        what = "nothing in the headers but InstanceNumber tells them apart"
-    listed = "; ".join(
-        f"{n}. {shown(i.path)}" for n, i in enumerate((i for i, at in zip(instances, level, strict=True) if at == 0), 1)
-    )
-    return DataError(
-        "several-volumes", f"{head}{what}; at the first: {listed}", volumes=most, differs=[k for k, _ in differing]
-    )
-
-
-def _values(instances: Sequence[Instance], keyword: str) -> list[Hashable]:
+def settled_values(instances: Sequence[Instance], keyword: str) -> list[Hashable]:
     """Return one value an instance; settings that are `SETTING_OFF` apart count as the smallest of them."""
     values = [_frozen(i.get(keyword)) for i in instances]
     if keyword not in _SETTINGS:
@@ -494,8 +548,8 @@ def _values(instances: Sequence[Instance], keyword: str) -> list[Hashable]:
 
 
 def _one_kind(instances: Sequence[Instance]) -> None:
-    for keyword in _ONE_VALUE_KEYWORDS:
-        if len(set(_values(instances, keyword))) > 1:
+    for keyword in ONE_VALUE_KEYWORDS:
+        if len(set(settled_values(instances, keyword))) > 1:
             _same(instances, operator.methodcaller("get", keyword), "mixed-kinds", keyword)
 
 
@@ -503,10 +557,10 @@ def _variation(instances: Sequence[Instance]) -> list[Finding]:
     """Refuse sorted slices of two acquisitions that were put between one another; tell what changes along one volume."""
     varying = []
     for keyword in _STEADY_KEYWORDS:
-        values = _values(instances, keyword)
+        values = settled_values(instances, keyword)
         kinds, runs = len(set(values)), sum(1 for _ in itertools.groupby(values))
         if runs > max(kinds, _FEW_RUNS):
-            listed = ", ".join(_said(v) for v in list(dict.fromkeys(values))[:8]) + (" ..." if kinds > 8 else "")
+            listed = ", ".join(said(v) for v in list(dict.fromkeys(values))[:8]) + (" ..." if kinds > 8 else "")
             raise DataError(
                 "several-volumes",
                 f"{keyword} changes {runs - 1} times along the {len(values)} slices, between {kinds} values ({listed}): slices of "
@@ -527,10 +581,10 @@ def _check_thickness(instances: Sequence[Instance]) -> None:
         value = instance.get("SliceThickness")
         if value is None or (isinstance(value, (int, float)) and math.isfinite(value)):
             continue
-        said = _said(value)
+        words = said(value)
         raise DataError(
             "bad-slice-thickness",
-            f"{shown(instance.path)} has SliceThickness {said if len(said) <= _SHORT_TEXT else 'that is no number'}",
+            f"{shown(instance.path)} has SliceThickness {words if len(words) <= _SHORT_TEXT else 'that is no number'}",
         )
 
 
@@ -543,7 +597,7 @@ def _single_slice(instance: Instance, normal: NDArray[np.float64], allowed: bool
         )
     thickness = instance.get("SliceThickness")
     if thickness is None or thickness <= 0:
-        raise DataError("no-slice-thickness", f"{shown(instance.path)} has SliceThickness {_said(thickness)}")
+        raise DataError("no-slice-thickness", f"{shown(instance.path)} has SliceThickness {said(thickness)}")
     return normal * float(thickness), float(thickness)
 
 
@@ -558,6 +612,7 @@ def _regularity(
     allowed = max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * mean)
     worst = int(np.argmax(off))
     found: dict[str, Any] = {
+        "regular": True,
         "step_mm": mean,
         "smallest_step_mm": float(steps.min()),
         "largest_step_mm": float(steps.max()),
@@ -579,7 +634,8 @@ def _regularity(
         what = f"the step from slice {where + 1} to {where + 2} is {steps[where]:g} mm, the mean step {mean:g} mm"
     else:
         what = f"slice {worst + 1} of {count} lies {off[worst]:.3g} mm off the uniform grid, {allowed:g} mm are allowed"
-    raise DataError("irregular-spacing", what, **found)
+    hint = "--on-gap resample interpolates on a regular grid, --on-gap split makes one workspace of each regular run"
+    raise DataError("irregular-spacing", what, hint=hint, **found)
 
 
 def _missing_slices(
@@ -600,34 +656,89 @@ def _missing_slices(
     return DataError(
         "missing-slices",
         f"{verb} missing{rest}; gap of {max(gaps):g} mm along the normal, spacing {base:g} mm",
+        hint="--on-gap resample interpolates them, --on-gap split makes one workspace of each regular run",
         missing=[number for number, _ in missing],
         positions_mm=[at for _, at in missing],
         spacing_mm=base,
     )
 
 
-def _tilt(
-    instances: Sequence[Instance], step: NDArray[np.float64], normal: NDArray[np.float64], count: int, pixel_mm: float
+def _uneven(
+    positions: NDArray[np.float64], depths: NDArray[np.float64], refusal: DataError
+) -> tuple[NDArray[np.float64], tuple[float, ...], tuple[float, ...]]:
+    """Return the regular grid over unevenly spaced slices that lie on one line.
+
+    Returns:
+        The step of the grid (mm, LPS+), each slice's place on it in steps, and where along the normal slices are missing, mm.
+
+    Raises:
+        DataError: the refusal, where the slices lie on no line, or the grid would have `MOST_MADE` times as many.
+    """
+    steps, span = np.diff(depths), float(depths[-1] - depths[0])
+    base = float(steps.min())
+    along = (depths - depths[0]) / span
+    aside = np.linalg.norm(positions - positions[0] - along[:, None] * (positions[-1] - positions[0]), axis=1)
+    if aside.max() > max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * base) or span / base > MOST_MADE * len(
+        depths
+    ):
+        raise refusal
+    multiples = np.rint(steps / base)
+    if refusal.code == "missing-slices":
+        places = np.concatenate([[0.0], np.cumsum(multiples)])
+        count = int(places[-1])
+    else:
+        count = max(1, round(span / base))
+        places = along * count
+    there = set(
+        np.rint(places[np.abs(places - np.rint(places)) * span / count <= POSITION_OFF_GRID_MM]).astype(int).tolist()
+    )
+    missing = tuple(float(depths[0] + k * span / count) for k in range(count + 1) if k not in there)
+    return (positions[-1] - positions[0]) / count, tuple(places.tolist()), missing
+
+
+def _uneven_facts(
+    depths: NDArray[np.float64], step: NDArray[np.float64], normal: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Return the angle between slice vector and normal and its effect, or refuse a sheared stack."""
+    steps = np.diff(depths)
+    return {
+        "regular": False,
+        "step_mm": float(step @ normal),
+        "smallest_step_mm": float(steps.min()),
+        "largest_step_mm": float(steps.max()),
+        "off_grid_mm": None,
+        "off_grid_allowed_mm": None,
+    }
+
+
+def _tilt(
+    instances: Sequence[Instance],
+    positions: NDArray[np.float64],
+    step: NDArray[np.float64],
+    normal: NDArray[np.float64],
+    pixel_mm: float,
+) -> dict[str, Any]:
+    """Return the angle between slice vector and normal, what it shifts the last slice by, and whether that counts as a shear."""
     along = float(step @ normal)
     aside = float(np.linalg.norm(step - along * normal))
     degrees = math.degrees(math.atan2(aside, along))
-    shift = aside * (count - 1)
+    span = positions[-1] - positions[0]
+    shift = float(np.linalg.norm(span - float(span @ normal) * normal))
     stated = [t for i in instances if isinstance(t := i.get("GantryDetectorTilt"), (int, float)) and math.isfinite(t)]
     tag = float(stated[0]) if stated else None
     sheared = degrees > TILT_DEGREES and shift > TILT_VOXELS * pixel_mm
-    if sheared:
-        code = "gantry-tilt" if tag else "sheared-volume"
-        said = f" (GantryDetectorTilt {tag:g})" if tag else ""
-        raise DataError(
-            code,
-            f"the slices are shifted against one another: {degrees:.2f} degrees off the normal{said}, {shift:.3g} mm over the "
-            "stack, which load-volume can't yet read",
-            degrees=degrees,
-            shift_mm=shift,
-        )
     return {"degrees": degrees, "shift_mm": shift, "gantry_detector_tilt_deg": tag, "sheared": sheared}
+
+
+def _said_tilt(tilt: dict[str, Any]) -> list[Finding]:
+    if not tilt["sheared"]:
+        return []
+    tag = tilt["gantry_detector_tilt_deg"]
+    text = (
+        f"the slices are shifted against one another: {tilt['degrees']:.2f} degrees off the normal"
+        f"{f' (GantryDetectorTilt {tag:g})' if tag else ''}, {tilt['shift_mm']:.3g} mm over the stack; the volume is sheared, "
+        "its sform says exactly how, and --untilt resamples it"
+    )
+    return [Finding("gantry-tilt" if tag else "sheared-volume", text, {k: tilt[k] for k in ("degrees", "shift_mm")})]
 
 
 def _stated_spacing(instances: Sequence[Instance], step: float) -> list[Finding]:

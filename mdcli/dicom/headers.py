@@ -570,7 +570,6 @@ def _at_pixels(head: _Head, tag: int, vr: int, value: int, length: int, found: _
     head.reach(value)
     if tag != _PIXELS:
         found[tag] = (vr, b"\1")
-        return None
     return value, None if length == _UNDEFINED else length
 
 

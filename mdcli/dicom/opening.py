@@ -7,13 +7,14 @@ import stat
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, TypeVar
 
 from mdcli.errors import DataError, MissingError
 
+T = TypeVar("T")
 _IN_ZIP = "!/"
 SCAN_AGAIN = "scan again: md select-series ... --dicom PATH --rehash --force"
 """The way out where a source is not as scanned: --rehash sees what changed with size and time kept, --force an edited list."""
@@ -45,7 +46,7 @@ def split_path(root: Path, path: str) -> tuple[str, str | None]:
 
 
 class OpenSource:
-    """An open source file that is read from its start to its end."""
+    """An open source file."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._file, self._name = file, name
@@ -63,6 +64,10 @@ class OpenSource:
                 raise DataError("source-changed", f"{self._name} is shorter than when it was scanned", hint=SCAN_AGAIN)
             data += more
         return data
+
+    def seek(self, offset: int) -> None:
+        """Go to a place in the file, bytes from its start."""
+        self._file.seek(offset)
 
     def fill(self, buffer: memoryview) -> None:
         """Read as many bytes as the buffer holds into it.
@@ -92,12 +97,28 @@ class SourceFiles:
         self.root = Path(root)
         self._lock = threading.Lock()
         self._archives: dict[str, zipfile.ZipFile] = {}
+        self._kept: dict[object, object] = {}
 
     def close(self) -> None:
         """Close what is open."""
         for archive in self._archives.values():
             archive.close()
         self._archives.clear()
+
+    def kept(self, key: tuple[str, int], make: Callable[[], T]) -> T:
+        """Return what `make` gives for a key; made anew where another one was asked for since: frames share pictures and files.
+
+        One thing a kind is held: the pictures (frame numbers from 0) and the whole files (-1) apart.
+        """
+        slot = min(key[1], 0) == -1
+        with self._lock:
+            found = self._kept.get(slot)
+        if isinstance(found, tuple) and found[0] == key:
+            return found[1]  # type: ignore[no-any-return]
+        made = make()
+        with self._lock:
+            self._kept[slot] = (key, made)
+        return made
 
     def __enter__(self) -> SourceFiles:
         return self

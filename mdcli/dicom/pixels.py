@@ -1,6 +1,7 @@
-"""Read the stored values of single-frame images exactly, and rescale them to modality values exactly.
+"""Read the stored values of images and frames exactly, and rescale them to modality values exactly.
 
-Arrays are (k, j, i). What is refused is refused from the headers where they tell, before anything is allocated.
+Arrays are (k, j, i), of colour (k, j, i, 3) as red, green, blue. What is refused is refused from the headers where they tell,
+before anything is allocated.
 Source: DICOM PS3.3 C.7.6.3 (Image Pixel), C.11.1 (Modality LUT); PS3.5 section 8 (encoding of pixels).
 """
 
@@ -13,14 +14,16 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mdcli.dicom.codecs import SYNTAXES, decode
+from mdcli.dicom.codecs import SYNTAXES, decode_frame
+from mdcli.dicom.colour import PHOTOMETRICS, to_rgb
 from mdcli.dicom.finding import Finding
+from mdcli.dicom.fragments import locate_frames
 from mdcli.dicom.headers import KEYWORDS, Skipped, read_instance
 from mdcli.dicom.instance import Instance
 from mdcli.dicom.opening import SCAN_AGAIN, SourceFiles, shown
@@ -35,19 +38,28 @@ MOST_INFLATED_HEADER = 16 << 20
 SLAB_BYTES = 8 << 20
 _INTEGERS = ("int16", "uint16", "int32")
 
+Place = tuple[tuple[int, int], ...]
+"""Where the fragments of one compressed frame lie in its file: (offset, length) of each, bytes."""
+
 
 @dataclass(frozen=True)
 class Layout:
-    """How the stored values of one image are encoded.
+    """How the stored values of one image, or of one frame or mosaic tile, are encoded.
 
     Attributes:
         rows: of the image.
         columns: of the image.
-        bits_allocated: 8, 16 or 32.
+        bits_allocated: 8, 16 or 32; of floating point 32 or 64.
         bits_stored: bits that carry the value.
         high_bit: the highest of them.
         signed: two's complement (PixelRepresentation 1).
         syntax: transfer syntax UID.
+        samples: 1, or 3 of colour.
+        planar: the samples of colour lie plane by plane (PlanarConfiguration 1).
+        photometric: PhotometricInterpretation.
+        floating: FloatPixelData or DoubleFloatPixelData.
+        frames: that the file holds.
+        picture: (rows, columns) as stored: of a mosaic more than of its tile.
     """
 
     rows: int
@@ -57,16 +69,34 @@ class Layout:
     high_bit: int
     signed: bool
     syntax: str
+    samples: int = 1
+    planar: bool = False
+    photometric: str = "MONOCHROME2"
+    floating: bool = False
+    frames: int = 1
+    picture: tuple[int, int] = (0, 0)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Return the type that holds one stored value, in this machine's byte order."""
-        return np.dtype(f"{'i' if self.signed else 'u'}{self.bits_allocated // 8}")
+        kind = "f" if self.floating else "i" if self.signed else "u"
+        return np.dtype(f"{kind}{self.bits_allocated // 8}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the image: (rows, columns), of colour (rows, columns, 3)."""
+        return (self.rows, self.columns) if self.samples == 1 else (self.rows, self.columns, self.samples)
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Return rows and columns of the picture in the file."""
+        return self.picture if self.picture != (0, 0) else (self.rows, self.columns)
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of one decoded frame."""
-        return self.rows * self.columns * self.bits_allocated // 8
+        """Return the bytes of one decoded picture."""
+        rows, columns = self.stored
+        return rows * columns * self.samples * self.bits_allocated // 8
 
     @property
     def range(self) -> tuple[int, int]:
@@ -80,8 +110,8 @@ class SliceRead:
     """What reading one image found.
 
     Attributes:
-        sha256: of the whole file.
-        low: lowest stored value.
+        sha256: of the whole file; empty for a frame of a file that holds several.
+        low: lowest stored value; of floating point the lowest finite one.
         high: highest stored value.
         padding_voxels: pixels of the padding value or range.
         masked: bits above BitsStored held something other than the sign, and were masked.
@@ -91,8 +121,8 @@ class SliceRead:
     """
 
     sha256: str
-    low: int
-    high: int
+    low: float
+    high: float
     padding_voxels: int = 0
     masked: bool = False
     precision: int | None = None
@@ -118,41 +148,51 @@ class Rescale:
     rescale_type: str | None
     assumed: bool = False
 
+    def times(self, factors: Sequence[float], unit: str) -> Rescale:
+        """Return the same with every slice multiplied by its factor, in another unit."""
+        slopes = tuple(a * f for a, f in zip(self.slopes, factors, strict=True))
+        intercepts = tuple(b * f for b, f in zip(self.intercepts, factors, strict=True))
+        return replace(self, slopes=slopes, intercepts=intercepts, unit=unit)
+
 
 def layouts(instances: Sequence[Instance]) -> tuple[list[Layout], list[Finding]]:
     """Return how each image is encoded, its claims held against the size of its file.
 
     Args:
-        instances: single-frame monochrome images of one size, in the order of k.
+        instances: images, frames or tiles, in any order.
 
     Returns:
-        One layout an instance, and `pixels-long` findings: more bytes than one frame needs.
+        One layout an instance, and `pixels-long` findings: more bytes than the frames need.
 
     Raises:
-        DataError: `unknown-syntax`, `unsupported-syntax`, `bad-bits`, `unsupported-bits`, `no-pixels`, `bad-encapsulation`,
-            `pixels-short`, `truncated-pixels`, `compression-bomb`; each names the file.
+        DataError: `unknown-syntax`, `unsupported-syntax`, `bad-bits`, `unsupported-bits`, `unsupported-colour`, `no-pixels`,
+            `bad-encapsulation`, `pixels-short`, `truncated-pixels`, `compression-bomb`; each names the file.
     """
-    found, findings, compressed = [], [], 0
+    found: list[Layout] = []
+    findings: list[Finding] = []
+    compressed, claimed = 0, 0
+    files: set[str] = set()
     for instance in instances:
         layout = _layout(instance)
-        form, name = SYNTAXES[layout.syntax].form, shown(instance.path)
-        offset, length = instance.pixel_offset, instance.pixel_length
-        if form == "deflated":
+        found.append(layout)
+        syntax, offset, length = SYNTAXES[layout.syntax], instance.pixel_offset, instance.pixel_length
+        claimed += layout.nbytes if syntax.form not in ("raw", "big") and not instance.tile else 0
+        if instance.path in files:
+            continue
+        files.add(instance.path)
+        name = shown(instance.path)
+        if syntax.form == "deflated":
             compressed += instance.size
         elif offset is None:
             raise DataError("no-pixels", f"{name} has no PixelData")
-        elif SYNTAXES[layout.syntax].encapsulated:
+        elif syntax.encapsulated:
             if length is not None:
-                says = SYNTAXES[layout.syntax].name
-                raise DataError("bad-encapsulation", f"{name} says {says}, but its pixels are not encapsulated")
+                raise DataError("bad-encapsulation", f"{name} says {syntax.name}, but its pixels are not encapsulated")
             compressed += max(0, instance.size - offset)
         elif length is None:
-            says = SYNTAXES[layout.syntax].name
-            raise DataError("bad-encapsulation", f"{name} says {says}, but its pixels are encapsulated")
+            raise DataError("bad-encapsulation", f"{name} says {syntax.name}, but its pixels are encapsulated")
         else:
             findings += _check_length(name, layout, offset, length, instance.size)
-        found.append(layout)
-    claimed = sum(x.nbytes for x in found if SYNTAXES[x.syntax].form not in ("raw", "big"))
     if claimed > max(ALWAYS_ALLOWED_BYTES, MOST_PER_COMPRESSED_BYTE * compressed):
         raise DataError(
             "compression-bomb",
@@ -164,22 +204,29 @@ def layouts(instances: Sequence[Instance]) -> tuple[list[Layout], list[Finding]]
 
 
 def _check_length(name: str, layout: Layout, offset: int, length: int, size: int) -> list[Finding]:
-    if length < layout.nbytes:
+    needed = layout.nbytes * layout.frames
+    if length < needed:
+        rows, columns = layout.stored
+        many = f"{layout.frames} frames of " if layout.frames > 1 else ""
         raise DataError(
             "pixels-short",
-            f"{name} has {length} bytes of pixels; {layout.rows} x {layout.columns} of {layout.bits_allocated} bits are "
-            f"{layout.nbytes}",
+            f"{name} has {length} bytes of pixels; {many}{rows} x {columns} of {layout.bits_allocated} bits are {needed}",
             found=length,
-            needed=layout.nbytes,
+            needed=needed,
         )
-    if offset + layout.nbytes > size:
+    if offset + needed > size:
         raise DataError(
-            "truncated-pixels", f"{name} ends {offset + layout.nbytes - size} bytes before its pixels do", size=size
+            "truncated-pixels", f"{name} ends {offset + needed - size} bytes before its pixels do", size=size
         )
-    # An odd frame is padded to an even length.
-    if length > layout.nbytes + layout.nbytes % 2:
-        text = f"{name} has {length - layout.nbytes} bytes of pixels more than one frame: the first frame is used"
-        return [Finding("pixels-long", text, {"found": length, "needed": layout.nbytes})]
+    # An odd length is padded to an even one.
+    if length > needed + needed % 2:
+        what = (
+            "one frame: the first frame is used"
+            if layout.frames == 1
+            else f"{layout.frames} frames: the first ones are used"
+        )
+        text = f"{name} has {length - needed} bytes of pixels more than {what}"
+        return [Finding("pixels-long", text, {"found": length, "needed": needed})]
     return []
 
 
@@ -187,26 +234,63 @@ def _layout(instance: Instance) -> Layout:
     name, syntax = shown(instance.path), str(instance.get("TransferSyntaxUID"))
     if syntax not in SYNTAXES:
         raise _no_such_syntax(name, syntax)
+    form = SYNTAXES[syntax].form
     rows, columns = instance.attributes["Rows"], instance.attributes["Columns"]
     allocated, stored = instance.get("BitsAllocated"), instance.get("BitsStored")
-    representation = instance.get("PixelRepresentation")
+    representation, high = instance.get("PixelRepresentation"), instance.get("HighBit")
+    floating = bool(instance.get("FloatPixelData") or instance.get("DoubleFloatPixelData"))
+    if floating:
+        # Neither attribute belongs to floating point pixels (PS3.3 C.7.6.24, C.7.6.25).
+        wanted = 32 if instance.get("FloatPixelData") else 64
+        if allocated != wanted or SYNTAXES[syntax].encapsulated or form == "deflated":
+            raise DataError(
+                "bad-bits", f"{name} has floating point pixels in {_said(allocated)} bits, {SYNTAXES[syntax].name}"
+            )
+        stored, high, representation = wanted, wanted - 1, 1
     numbers = (allocated, stored, representation)
     if not all(isinstance(n, int) for n in numbers) or representation not in (0, 1):
         said = ", ".join(map(_said, numbers))
         raise DataError("bad-bits", f"{name} has BitsAllocated, BitsStored, PixelRepresentation {said}")
-    high = instance.get("HighBit")
     high = stored - 1 if high is None else high
-    if allocated not in (8, 16, 32) or (allocated == 8 and SYNTAXES[syntax].form == "big"):
+    if allocated not in (8, 16, 32, 64 if floating else 32):
         raise DataError("unsupported-bits", f"{name} has {allocated} bits allocated in {SYNTAXES[syntax].name}")
     if not isinstance(high, int) or not 0 < stored <= high + 1 <= allocated:
         raise DataError(
             "bad-bits", f"{name} has BitsStored {stored} and HighBit {shown(str(high))} in {allocated} bits allocated"
         )
-    if SYNTAXES[syntax].form in ("jpeg-ls", "jpeg-2000") and high != stored - 1:
+    if SYNTAXES[syntax].encapsulated and form != "rle" and high != stored - 1:
         raise DataError(
             "bad-bits", f"{name} has HighBit {high} with BitsStored {stored} in a {SYNTAXES[syntax].name} image"
         )
-    return Layout(rows, columns, allocated, stored, high, bool(representation), syntax)
+    samples, photometric = instance.get("SamplesPerPixel", 1), str(instance.get("PhotometricInterpretation"))
+    if samples != 1:
+        encapsulated = SYNTAXES[syntax].encapsulated
+        odd = photometric not in PHOTOMETRICS or (photometric == "YBR_FULL_422" and not encapsulated)
+        if samples != 3 or allocated != 8 or odd or representation:
+            raise DataError(
+                "unsupported-colour",
+                f"{name} has {_said(samples)} samples of {allocated} bits a pixel, {_said(photometric)}, {SYNTAXES[syntax].name}",
+            )
+    return Layout(
+        rows,
+        columns,
+        allocated,
+        stored,
+        high,
+        bool(representation),
+        syntax,
+        samples,
+        instance.get("PlanarConfiguration", 0) == 1,
+        photometric,
+        floating,
+        _frames_of(instance),
+        (instance.tile[2], instance.tile[3]) if instance.tile else (0, 0),
+    )
+
+
+def _frames_of(instance: Instance) -> int:
+    frames = instance.get("NumberOfFrames", 1) if instance.frame is not None else 1
+    return frames if isinstance(frames, int) and frames > 0 else 1
 
 
 def _no_such_syntax(name: str, syntax: str) -> DataError:
@@ -256,8 +340,8 @@ def rescale_of(instances: Sequence[Instance], *, assume_hu: bool = False) -> Res
         assume_hu: for CT that doesn't say its unit: take the values as HU.
 
     Raises:
-        DataError: `no-rescale` (CT or PET without), `bad-rescale` (no number, one of the two alone, or not in every slice),
-            `modality-lut`, `not-ct`.
+        DataError: `no-rescale` (CT or PET without; a CT localizer may be), `bad-rescale` (no number, one of the two alone, or not
+            in every slice), `not-ct`.
 
     Source: DICOM PS3.3 C.11.1.1.2: value = slope x stored + intercept; C.8.2.1.1.2: CT without RescaleType is HU; C.8.2.1 and
     C.8.9.4: CT and PET images always have both.
@@ -269,10 +353,6 @@ def rescale_of(instances: Sequence[Instance], *, assume_hu: bool = False) -> Res
     slopes, intercepts = [], []
     bare = [i for i in instances if i.get("RescaleSlope") is None and i.get("RescaleIntercept") is None]
     for instance in instances:
-        if instance.get("ModalityLUTSequence") is not None:
-            raise DataError(
-                "modality-lut", f"{shown(instance.path)} has a Modality LUT, which load-volume can't yet read"
-            )
         slope, intercept = instance.get("RescaleSlope"), instance.get("RescaleIntercept")
         if len(bare) == len(instances):
             slope, intercept = 1.0, 0.0
@@ -283,7 +363,9 @@ def rescale_of(instances: Sequence[Instance], *, assume_hu: bool = False) -> Res
             )
         slopes.append(float(slope))
         intercepts.append(float(intercept))
-    if bare and modality in ("CT", "PT") and not assume_hu:
+    scout = all("LOCALIZER" in _texts(instance.get("ImageType")) for instance in instances)
+    tabled = all(instance.get("ModalityLUTSequence") is not None for instance in instances)
+    if bare and modality in ("CT", "PT") and not assume_hu and not scout and not tabled:
         raise DataError(
             "no-rescale",
             f"{shown(bare[0].path)} is {modality} without RescaleSlope and RescaleIntercept: the unit of its values is unknown",
@@ -298,89 +380,236 @@ def rescale_of(instances: Sequence[Instance], *, assume_hu: bool = False) -> Res
     return Rescale(tuple(slopes), tuple(intercepts), "HU" if assumed else stated, kind, assumed)
 
 
+def _texts(value: Any) -> list[str]:
+    return [str(v) for v in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
 def _said(value: Any) -> str:
     return "absent" if value is None else shown(str(value))
 
 
 def container(found: Sequence[Layout]) -> np.dtype[Any]:
-    """Return the smallest integer type that holds the stored values of all layouts.
+    """Return the smallest type that holds the stored values of all layouts; signed and unsigned 32 bits together take 64.
 
     Raises:
-        DataError: `mixed-bits` where signed and unsigned 32 bits meet.
+        DataError: `mixed-bits` where integers and floating point meet.
     """
-    dtype = np.result_type(*{layout.dtype for layout in found})
-    if dtype.itemsize > 4 or dtype.kind == "f":
-        raise DataError("mixed-bits", "some images have signed, others unsigned 32-bit pixels")
-    return dtype
+    kinds = {layout.floating for layout in found}
+    if len(kinds) > 1:
+        raise DataError("mixed-bits", "some images have integer, others floating point pixels")
+    return np.result_type(*{layout.dtype for layout in found})
 
 
 def room_for(instances: Sequence[Instance], found: Sequence[Layout]) -> NDArray[Any]:
-    """Return an array (k, j, i) that holds the stored values of all images, not yet written.
+    """Return an array (k, j, i), of colour (k, j, i, 3), that holds the stored values of all images, not yet written.
 
     `np.empty` would ask for huge pages, which a virtual machine may first have to get back from its host: reading 150 MiB then
     took 0.2 s more of 0.4.
     """
-    shape, dtype = (len(instances), found[0].rows, found[0].columns), container(found)
+    shape, dtype = (len(instances), *found[0].shape), container(found)
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
     return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, **private), dtype).reshape(shape)
 
 
+def places_of(files: SourceFiles, instances: Sequence[Instance], found: Sequence[Layout]) -> list[Place | None]:
+    """Return where the fragments of every frame lie, for the compressed files that hold several; None for the others.
+
+    Raises:
+        DataError: `bad-encapsulation`, `truncated-pixels`, `bad-offsets`; each names the file.
+    """
+    known: dict[str, list[Place]] = {}
+    places: list[Place | None] = []
+    for instance, layout in zip(instances, found, strict=True):
+        if not is_shared(instance) or not SYNTAXES[layout.syntax].encapsulated:
+            places.append(None)
+            continue
+        if instance.path not in known:
+            known[instance.path] = _located(files, instance, layout)
+        places.append(known[instance.path][instance.frame or 0])
+    return places
+
+
+def _located(files: SourceFiles, instance: Instance, layout: Layout) -> list[Place]:
+    name = shown(instance.path)
+    with files.open(instance.path, instance.size) as file:
+
+        def read(offset: int, length: int) -> bytes:
+            file.seek(offset)
+            return file.read(min(length, instance.size - offset))
+
+        try:
+            form = SYNTAXES[layout.syntax].form
+            found = locate_frames(read, instance.pixel_offset or 0, instance.size, layout.frames, form)
+        except DataError as error:
+            raise DataError(error.code, f"{name}: {error.message}", hint=error.hint, **error.numbers) from error
+    return [tuple(frame) for frame in found]
+
+
+def is_shared(instance: Instance) -> bool:
+    """Say whether an instance is one of several frames or tiles of its file."""
+    return instance.frame is not None or instance.tile is not None
+
+
 def read_slice(
-    files: SourceFiles, instance: Instance, layout: Layout, padding: tuple[int, int] | None, out: NDArray[Any]
+    files: SourceFiles,
+    instance: Instance,
+    layout: Layout,
+    padding: tuple[int, int] | None,
+    out: NDArray[Any],
+    place: Place | None = None,
 ) -> SliceRead:
-    """Read one image's stored values, and hash its file on the way.
+    """Read one image's stored values; hash its file on the way where it holds this image alone.
 
     Args:
         files: where the instance's path is opened.
         instance: as the scan saw it.
         layout: how its pixels are encoded.
         padding: lowest and highest stored value that mean padding.
-        out: (rows, columns), contiguous, of the type that `container` gave: takes the stored values.
+        out: (rows, columns), or (rows, columns, 3), contiguous, of the type that `container` gave: takes the stored values, of
+            colour red, green and blue.
+        place: of a compressed frame among several, where it lies.
 
     Raises:
         DataError: `source-changed` where size or header are not as scanned; `bad-artifact` where the instance is not what its
-            header says; `padding-out-of-range`; those of `decode`, `deflate-bomb`; each names the file.
+            header says; `padding-out-of-range`; those of `decode_frame`, `deflate-bomb`; each names the file.
         MissingError: `source-missing`.
     """
-    form = SYNTAXES[layout.syntax].form
-    plane = out if out.dtype == layout.dtype else np.empty((layout.rows, layout.columns), layout.dtype)
-    name = shown(instance.path)
-    facts: dict[str, Any] = {}
-    with files.open(instance.path, instance.size) as file:
-        digest = hashlib.sha256()
-        if form in ("raw", "big"):
-            header = file.read(instance.pixel_offset or 0)
-            digest.update(header)
-            _check_header(instance, header, digest.hexdigest())
-            pixels = plane.data.cast("B")
-            file.fill(pixels)
-            digest.update(pixels)
-            digest.update(file.read())
-        else:
-            data = file.read()
-            offset = len(data) if instance.pixel_offset is None else instance.pixel_offset
-            digest.update(memoryview(data)[:offset])
-            _check_header(instance, data if instance.pixel_offset is None else data[:offset], digest.hexdigest())
-            digest.update(memoryview(data)[offset:])
+    form, name = SYNTAXES[layout.syntax].form, shown(instance.path)
+    direct = out.dtype == layout.dtype and not instance.tile and not layout.planar
+    plane = out if direct else np.empty(layout.shape, layout.dtype)
     try:
-        if form == "deflated":
-            plane[...] = _inflated(data, layout)
-        elif form not in ("raw", "big"):
-            facts = _decoded(form, memoryview(data)[offset:], layout, plane)
-        elif (form == "big") != (sys.byteorder == "big"):
-            plane.byteswap(inplace=True)
-        low, high, masked = _settle_bits(plane, layout, padding, from_codestream=bool(facts))
+        if is_shared(instance):
+            sha256, facts = "", _read_shared(files, instance, layout, place, plane)
+        else:
+            sha256, facts = _read_alone(files, instance, layout, plane)
+        low, high, masked, padded = _settled(plane, layout, padding, form, facts)
     except DataError as error:
+        if error.code in ("source-changed", "bad-artifact", "source-unreadable"):
+            raise
         raise DataError(error.code, f"{name}: {error.message}", hint=error.hint, **error.numbers) from error
     if plane is not out:
         out[...] = plane
+    return SliceRead(sha256, low, high, padded, masked, **facts)
+
+
+def _read_alone(
+    files: SourceFiles, instance: Instance, layout: Layout, plane: NDArray[Any]
+) -> tuple[str, dict[str, Any]]:
+    """Read the only image of a file into `plane`; return the file's SHA-256 and what the codestream says."""
+    form = SYNTAXES[layout.syntax].form
+    facts: dict[str, Any] = {}
+    digest = hashlib.sha256()
+    with files.open(instance.path, instance.size) as file:
+        if form in ("raw", "big"):
+            header = file.read(instance.pixel_offset or 0)
+            digest.update(header)
+            check_header(instance, header, digest.hexdigest())
+            raw = np.empty(layout.nbytes, np.uint8) if layout.planar else plane.reshape(-1).view(np.uint8)
+            file.fill(raw.data)
+            digest.update(raw.data)
+            digest.update(file.read())
+            _place_raw(raw, layout, plane, big=form == "big")
+            return digest.hexdigest(), facts
+        data = file.read()
+    offset = len(data) if instance.pixel_offset is None else instance.pixel_offset
+    digest.update(memoryview(data)[:offset])
+    check_header(instance, data if instance.pixel_offset is None else data[:offset], digest.hexdigest())
+    digest.update(memoryview(data)[offset:])
+    if form == "deflated":
+        _place_raw(_inflated(data, layout.nbytes), layout, plane)
+    else:
+        view = memoryview(data)
+        (place,) = locate_frames(lambda at, length: bytes(view[at : at + length]), offset, len(data), 1, form)
+        facts = _decoded(form, b"".join(view[at : at + length] for at, length in place), layout, plane)
+    return digest.hexdigest(), facts
+
+
+def _read_shared(
+    files: SourceFiles, instance: Instance, layout: Layout, place: Place | None, plane: NDArray[Any]
+) -> dict[str, Any]:
+    """Read one frame, or one tile of a picture, into `plane`; return what the codestream says."""
+    form, frame = SYNTAXES[layout.syntax].form, instance.frame or 0
+    if form in ("raw", "big"):
+        with files.open(instance.path, instance.size) as file:
+            file.seek((instance.pixel_offset or 0) + frame * layout.nbytes)
+            if not instance.tile:
+                raw = np.empty(layout.nbytes, np.uint8) if layout.planar else plane.reshape(-1).view(np.uint8)
+                file.fill(raw.data)
+                _place_raw(raw, layout, plane, big=form == "big")
+                return {}
+            row, column, rows, columns = instance.tile
+            width = columns * layout.dtype.itemsize
+            if row + layout.rows > rows or column + layout.columns > columns or layout.samples != 1:
+                raise DataError("mosaic", f"a tile at row {row}, column {column} lies outside its picture")
+            file.seek((instance.pixel_offset or 0) + frame * layout.nbytes + row * width)
+            band = np.frombuffer(
+                file.read(layout.rows * width), layout.dtype.newbyteorder(">" if form == "big" else "<")
+            )
+        plane[...] = band.reshape(layout.rows, columns)[:, column : column + layout.columns]
+        return {}
+    picture, facts = files.kept((instance.path, frame), lambda: _picture(files, instance, layout, place))
+    plane[...] = _tile(picture, instance, layout)
+    return dict(facts)
+
+
+def _picture(
+    files: SourceFiles, instance: Instance, layout: Layout, place: Place | None
+) -> tuple[NDArray[Any], dict[str, Any]]:
+    """Return a whole decoded picture of a file that holds several frames or tiles, and what its codestream says."""
+    form, frame = SYNTAXES[layout.syntax].form, instance.frame or 0
+    whole = replace(layout, rows=layout.stored[0], columns=layout.stored[1])
+    picture = np.empty(whole.shape, layout.dtype)
+    with files.open(instance.path, instance.size) as file:
+        if form == "deflated":
+            pixels = files.kept((instance.path, -1), lambda: _inflated(file.read(), layout.nbytes * layout.frames))
+            _place_raw(pixels[frame * layout.nbytes : (frame + 1) * layout.nbytes], whole, picture)
+            return picture, {}
+        stream = bytearray()
+        for offset, length in place or ():
+            file.seek(offset)
+            stream += file.read(length)
+    return picture, _decoded(form, bytes(stream), whole, picture)
+
+
+def _tile(picture: NDArray[Any], instance: Instance, layout: Layout) -> NDArray[Any]:
+    if not instance.tile:
+        return picture
+    row, column = instance.tile[:2]
+    tile = picture[row : row + layout.rows, column : column + layout.columns]
+    if tile.shape[:2] != (layout.rows, layout.columns):
+        raise DataError("mosaic", f"a tile at row {row}, column {column} lies outside its picture")
+    return tile
+
+
+def _place_raw(raw: NDArray[np.uint8], layout: Layout, plane: NDArray[Any], *, big: bool = False) -> None:
+    """Put the bytes of one uncompressed picture into `plane`, which may be the same memory."""
+    if layout.planar:
+        plane[...] = raw.reshape(layout.samples, *layout.shape[:2]).transpose(1, 2, 0)
+    elif not np.shares_memory(raw, plane):
+        plane.reshape(-1).view(np.uint8)[...] = raw
+    if big != (sys.byteorder == "big") and layout.dtype.itemsize > 1:
+        plane.byteswap(inplace=True)
+    if layout.samples == 3:
+        to_rgb(plane, layout.photometric)
+
+
+def _settled(
+    plane: NDArray[Any], layout: Layout, padding: tuple[int, int] | None, form: str, facts: dict[str, Any]
+) -> tuple[float, float, bool, int]:
+    """Return lowest and highest stored value, whether bits were masked, and how many pixels are padding."""
+    if layout.floating:
+        finite = plane[np.isfinite(plane)]
+        return (float(finite.min()), float(finite.max()), False, 0) if finite.size else (0.0, 0.0, False, 0)
+    if layout.samples == 3:
+        return int(plane.min()), int(plane.max()), False, 0
+    low, high, masked = _settle_bits(plane, layout, padding, from_codestream=bool(facts))
     padded = 0
     if padding and low <= padding[1] and high >= padding[0]:
         if padding[0] == padding[1]:
             padded = int(np.count_nonzero(plane == padding[0]))
         else:
             padded = int(np.count_nonzero((plane >= padding[0]) & (plane <= padding[1])))
-    return SliceRead(digest.hexdigest(), low, high, padded, masked, **facts)
+    return low, high, masked, padded
 
 
 def file_digest(files: SourceFiles, instance: Instance) -> str:
@@ -399,7 +628,7 @@ def file_digest(files: SourceFiles, instance: Instance) -> str:
     return digest.hexdigest()
 
 
-def _check_header(instance: Instance, header: bytes, sha256: str) -> None:
+def check_header(instance: Instance, header: bytes, sha256: str) -> None:
     """Refuse a file whose header is not as scanned, and an instance that does not say what its header says."""
     name = shown(instance.path)
     if sha256 != instance.header_sha256:
@@ -417,13 +646,13 @@ def _check_header(instance: Instance, header: bytes, sha256: str) -> None:
         raise DataError("bad-artifact", text, hint=SCAN_AGAIN)
 
 
-def _inflated(data: bytes, layout: Layout) -> NDArray[Any]:
-    """Return the pixels of a deflated file (DICOM PS3.5 A.5); inflates no more than its pixels and a header can need."""
+def _inflated(data: bytes, needed: int) -> NDArray[np.uint8]:
+    """Return the first bytes of a deflated file's pixels (DICOM PS3.5 A.5); inflates no more than those and a header need."""
     from io import BytesIO
 
     from pydicom.filereader import read_dataset
 
-    pixel_data, most = 0x7FE00010, layout.nbytes + MOST_INFLATED_HEADER
+    pixel_data, most = 0x7FE00010, needed + MOST_INFLATED_HEADER
     start = BytesIO(data)
     start.seek(132)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -436,21 +665,25 @@ def _inflated(data: bytes, layout: Layout) -> NDArray[Any]:
         pixels = dataset[pixel_data].value
     except (zlib.error, ValueError, EOFError, KeyError, AttributeError, NotImplementedError) as error:
         raise DataError("undecodable", f"its deflated data set can't be read ({type(error).__name__})") from error
-    if len(pixels) < layout.nbytes:
-        raise DataError("pixels-short", f"it has {len(pixels)} bytes of pixels, {layout.nbytes} are needed")
-    stored = np.frombuffer(pixels, layout.dtype.newbyteorder("<"), layout.rows * layout.columns)
-    return stored.reshape(layout.rows, layout.columns)
+    if len(pixels) < needed:
+        raise DataError("pixels-short", f"it has {len(pixels)} bytes of pixels, {needed} are needed")
+    return np.frombuffer(pixels, np.uint8, needed)
 
 
-def _decoded(form: str, value: memoryview, layout: Layout, plane: NDArray[Any]) -> dict[str, Any]:
+def _decoded(form: str, stream: bytes, layout: Layout, plane: NDArray[Any]) -> dict[str, Any]:
     """Decode a frame into `plane` by the one rule for precision and sign, and return what the codestream says.
 
     The rule: the codestream gives each sample's bits (its precision P), the header their meaning: the low P bits are two's
     complement where PixelRepresentation is 1, unsigned where it is 0. A value that BitsStored can't hold, or a negative one where
     the header says unsigned, is a contradiction and refused. So is a value with the highest of P bits set where the codestream has
-    no signs, the header has, and P is less than BitsStored: it may be large or negative. (JPEG-LS has no signs: DICOM PS3.5 8.2.3.)
+    no signs, the header has, and P is less than BitsStored: it may be large or negative. (JPEG has no signs, nor has JPEG-LS: DICOM
+    PS3.5 8.2.1, 8.2.3.)
     """
-    found = decode(form, value, layout.rows, layout.columns, layout.bits_allocated)
+    found = decode_frame(form, stream, layout.rows, layout.columns, layout.samples, layout.bits_allocated)
+    if layout.samples == 3:
+        plane[...] = found.samples
+        to_rgb(plane, layout.photometric if found.colour is None else found.colour)
+        return {"precision": found.precision, "stream_signed": found.signed, "lossy": found.lossy}
     if form == "rle":
         plane[...] = found.samples.view(plane.dtype)
         return {}
@@ -502,13 +735,60 @@ def _settle_bits(
     return int(plane.min()), int(plane.max()), masked
 
 
-def modality_type(stored: NDArray[Any], reads: Sequence[SliceRead], rescale: Rescale) -> np.dtype[Any]:
-    """Return the first of int16, uint16, int32, float32, float64 that holds every modality value exactly.
+@dataclass(frozen=True)
+class Span:
+    """What modality values there are, as far as the choice of a type needs it.
+
+    Attributes:
+        low: the lowest.
+        high: the highest.
+        whole: all are whole numbers.
+        single: float32 holds every one exactly.
+        floating: they are floating point as stored, of this many bytes each; 0 for integers.
+    """
+
+    low: float
+    high: float
+    whole: bool
+    single: bool
+    floating: int = 0
+
+    def __or__(self, other: Span) -> Span:
+        return Span(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.whole and other.whole,
+            self.single and other.single,
+            max(self.floating, other.floating),
+        )
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the first of int16, uint16, int32, float32, float64 that holds every value exactly."""
+        if not self.floating and self.whole:
+            for name in _INTEGERS:
+                limits = np.iinfo(name)
+                if limits.min <= self.low and self.high <= limits.max:
+                    return np.dtype(name)
+        return np.dtype("float32" if self.single else "float64")
+
+
+def possible_span(found: Sequence[Layout], rescale: Rescale) -> Span | None:
+    """Return the span of all values that the headers allow, where every one of them is a whole number; None elsewhere."""
+    pairs = list(zip(found, rescale.slopes, rescale.intercepts, strict=True))
+    if not all(a.is_integer() and b.is_integer() and not x.floating for x, a, b in pairs):
+        return None
+    ends = [int(a) * v + int(b) for x, a, b in pairs for v in x.range]
+    return Span(min(ends), max(ends), True, max(map(abs, ends)) <= 1 << 24)
+
+
+def modality_span(stored: NDArray[Any], reads: Sequence[SliceRead], rescale: Rescale) -> Span:
+    """Return what modality values a volume has. The value is slope x stored + intercept in float64.
 
     Args:
         stored: (k, j, i), stored values.
         reads: what reading each slice found, in the order of k.
-        rescale: slopes and intercepts. The value is slope x stored + intercept in float64.
+        rescale: slopes and intercepts.
 
     Raises:
         DataError: `bad-rescale` where a value is beyond float64.
@@ -516,43 +796,45 @@ def modality_type(stored: NDArray[Any], reads: Sequence[SliceRead], rescale: Res
     pairs = list(zip(rescale.slopes, rescale.intercepts, strict=True))
     if not all(math.isfinite(a * v + b) for (a, b), r in zip(pairs, reads, strict=True) for v in (r.low, r.high)):
         raise DataError("bad-rescale", "RescaleSlope and RescaleIntercept lead beyond what float64 holds")
-    if all(a.is_integer() and b.is_integer() for a, b in pairs):
-        ends = [int(a) * v + int(b) for (a, b), read in zip(pairs, reads, strict=True) for v in (read.low, read.high)]
-        for name in _INTEGERS:
-            if _fits(name, min(ends), max(ends)):
-                return np.dtype(name)
-    whole, single, low, high = True, True, math.inf, -math.inf
+    integers = stored.dtype.kind in "iu"
+    if integers and all(a.is_integer() and b.is_integer() for a, b in pairs):
+        ends = [int(a) * int(v) + int(b) for (a, b), r in zip(pairs, reads, strict=True) for v in (r.low, r.high)]
+        limits = np.iinfo("int32")
+        if limits.min <= min(ends) and max(ends) <= limits.max:
+            return Span(min(ends), max(ends), True, max(map(abs, ends)) <= 1 << 24)
+    if not integers and all(pair == (1.0, 0.0) for pair in pairs):
+        size = stored.dtype.itemsize
+        return Span(min(r.low for r in reads), max(r.high for r in reads), False, size == 4, size)
+    span = Span(math.inf, -math.inf, True, True)
     for plane, (slope, intercept) in zip(stored, pairs, strict=True):
         values = plane.astype(np.float64) * slope + intercept
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
-        whole = whole and bool((np.rint(values) == values).all())
-        with np.errstate(over="ignore"):
-            single = single and bool((values.astype(np.float32) == values).all())
-        if not whole and not single:
-            break
-    names = [name for name in _INTEGERS if whole and _fits(name, low, high)]
-    return np.dtype(names[0] if names else "float32" if single else "float64")
-
-
-def _fits(name: str, low: float, high: float) -> bool:
-    limits = np.iinfo(name)
-    return bool(limits.min <= low and high <= limits.max)
+        with np.errstate(over="ignore", invalid="ignore"):
+            narrow = values.astype(np.float32)
+        finite = np.isfinite(values)
+        here = values[finite] if not finite.all() else values
+        low, high = (float(here.min()), float(here.max())) if here.size else (0.0, 0.0)
+        whole = bool((np.rint(values) == values).all())
+        span |= Span(low, high, whole, bool((narrow == values)[finite].all()))
+    return span
 
 
 def modality_slabs(stored: NDArray[Any], rescale: Rescale, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
-    """Yield the modality values in slabs along k, contiguous and little endian.
+    """Yield the modality values in slabs along k, contiguous and little endian; stored colours as they are.
 
     Args:
         stored: (k, j, i), stored values; overwritten where the type has the same size.
         rescale: slopes and intercepts.
-        dtype: what `modality_type` returned.
+        dtype: the span's.
     """
     depth = max(1, SLAB_BYTES // max(1, stored[0].size * dtype.itemsize))
+    unchanged = all(a == 1 and b == 0 for a, b in zip(rescale.slopes, rescale.intercepts, strict=True))
     little = dtype.newbyteorder("<")
     for start in range(0, len(stored), depth):
         part = stored[start : start + depth]
         slopes, intercepts = rescale.slopes[start : start + depth], rescale.intercepts[start : start + depth]
-        if dtype.kind == "f" or not all(v.is_integer() for v in (*slopes, *intercepts)):
+        if unchanged and part.dtype.kind == dtype.kind and part.dtype.itemsize == dtype.itemsize:
+            slab = part
+        elif dtype.kind == "f" or not all(v.is_integer() for v in (*slopes, *intercepts)):
             by_slice = np.array([slopes, intercepts])[:, :, None, None]
             slab = (part.astype(np.float64) * by_slice[0] + by_slice[1]).astype(dtype)
         else:

@@ -149,11 +149,16 @@ def open_sources(root: Path, files: Sequence[tuple[str, int]]) -> Sources:
         if first is None:
             raise DataError("bad-artifact", "geometry.json names no source image")
         with opened.open(*files[0]) as stream:
-            header = _whole_header(stream.read(first.pixel_offset or files[0][1]))
+            header = whole_header(stream.read(first.pixel_offset or files[0][1]))
     return Sources(header, tuple(slices), digest.hexdigest())
 
 
-def _whole_header(data: bytes) -> Dataset:
+def whole_header(data: bytes) -> Dataset:
+    """Return the data set of a file's bytes, pixels left out; values are converted when they are asked for.
+
+    Raises:
+        DataError: `source-unreadable`.
+    """
     from pydicom import dcmread
 
     # pydicom's warnings show values, which may be a patient's.
@@ -162,7 +167,7 @@ def _whole_header(data: bytes) -> Dataset:
         try:
             return dcmread(io.BytesIO(data), stop_before_pixels=True, force=True)
         except (EOFError, ValueError, NotImplementedError, OSError) as error:
-            message = f"the first source can't be read: {type(error).__name__}"
+            message = f"a source can't be read: {type(error).__name__}"
             raise DataError("source-unreadable", message) from None
 
 

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 HEADER_BYTES = 352
 _TYPES = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "int8": 256, "uint16": 512, "uint32": 768}
 _NAMES = {code: name for name, code in _TYPES.items()}
-_UNIT_MARK = "unit="
+_UNIT_MARK, _PLANE_MARK = "unit=", "plane="
+_RGB24, _RGBA32 = 128, 2304
+PATIENT = "patient"
+"""The plane of a volume whose affine is in patient millimetres."""
 _MILLIMETRES = 2
 
 
@@ -33,11 +36,14 @@ class Volume:
         array: (k, j, i), k the slowest.
         affine: 4x4 float64, voxel index (i, j, k, 1) to millimetres, LPS+.
         unit: what the values mean (`HU`), or None where nobody said.
+        plane: `PATIENT`, or what the affine's millimetres are of instead (`detector`, `unknown`): it then says nothing about the
+            patient.
     """
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
     unit: str | None = None
+    plane: str = PATIENT
 
 
 def _flip(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -58,15 +64,23 @@ def is_orthogonal(affine: NDArray[np.float64], tolerance: float = 1e-4) -> bool:
 
 
 def nifti_header(
-    shape: tuple[int, ...], dtype: str | np.dtype[Any], affine: NDArray[np.float64], unit: str | None = None
+    shape: tuple[int, ...],
+    dtype: str | np.dtype[Any],
+    affine: NDArray[np.float64],
+    unit: str | None = None,
+    *,
+    colour: bool = False,
+    plane: str = PATIENT,
 ) -> bytes:
     """Return the 352 bytes before the voxels of a single-file NIfTI-1.
 
     Args:
-        shape: (k, j, i).
+        shape: (k, j, i), or (t, k, j, i) for a fourth axis.
         dtype: uint8, int8, int16, uint16, int32, uint32, float32 or float64.
         affine: 4x4, (i, j, k) to mm, LPS+.
         unit: named in `descrip` (`unit=HU`); the millimetre goes into `xyzt_units`.
+        colour: each voxel is red, green and blue, uint8 each.
+        plane: what the affine's millimetres are of. Other than `PATIENT`, both codes are 0 and `descrip` names it.
 
     Returns:
         A header whose sform holds the affine as float32 and whose qform is set (code 1) only where the axes are at right angles.
@@ -77,7 +91,13 @@ def nifti_header(
     import numpy as np
 
     name = np.dtype(dtype).name
-    if name not in _TYPES or len(shape) != 3 or max(shape) > 32767 or min(shape) < 1:
+    if (
+        name not in _TYPES
+        or len(shape) not in (3, 4)
+        or max(shape) > 32767
+        or min(shape) < 1
+        or (colour and name != "uint8")
+    ):
         raise DataError("nifti-limits", f"NIfTI-1 holds no {name} volume of shape {tuple(shape)} (k, j, i)")
     ras = _flip(affine)
     sizes = np.linalg.norm(ras[:3, :3], axis=0)
@@ -87,17 +107,21 @@ def nifti_header(
         handed = 1.0 if np.linalg.det(rotation) > 0 else -1.0
         rotation[:, 2] *= handed
         qform_code, quaternion, offset = 1, _quaternion(rotation), tuple(ras[:3, 3])
-    k, j, i = shape
+    k, j, i = shape[-3:]
+    if plane != PATIENT:
+        qform_code = 0
     header = bytearray(HEADER_BYTES)
     struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, i, j, k, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, _TYPES[name], np.dtype(name).itemsize * 8)
+    struct.pack_into("<8h", header, 40, len(shape), i, j, k, shape[0] if len(shape) == 4 else 1, 1, 1, 1)
+    code, bits = (_RGB24, 24) if colour else (_TYPES[name], np.dtype(name).itemsize * 8)
+    struct.pack_into("<2h", header, 70, code, bits)
     struct.pack_into("<8f", header, 76, handed, *sizes, 1, 1, 1, 1)
     struct.pack_into("<3f", header, 108, HEADER_BYTES, 1.0, 0.0)
     header[123] = _MILLIMETRES
-    text = f"{_UNIT_MARK}{unit}".encode("ascii", "replace")[:79] if unit else b""
+    said = [_PLANE_MARK + plane] if plane != PATIENT else []
+    text = " ".join([*said, *([_UNIT_MARK + unit] if unit else [])]).encode("ascii", "replace")[:79]
     header[148 : 148 + len(text)] = text
-    struct.pack_into("<2h", header, 252, qform_code, 1)
+    struct.pack_into("<2h", header, 252, qform_code, int(plane == PATIENT))
     struct.pack_into("<6f", header, 256, *quaternion, *offset)
     struct.pack_into("<12f", header, 280, *ras[:3].ravel())
     header[344:348] = b"n+1\0"
@@ -149,7 +173,7 @@ def read_nifti(path: Path) -> Volume:
 
     Raises:
         MissingError: `no-artifact` where the file is not there.
-        DataError: `not-nifti`, `no-affine` (neither sform nor qform), `not-a-volume` (not three axes), `truncated`.
+        DataError: `not-nifti`, `no-affine` (neither sform nor qform), `not-a-volume` (not three axes; colour), `truncated`.
     """
     import numpy as np
 
@@ -159,6 +183,8 @@ def read_nifti(path: Path) -> Volume:
             header = file.read(HEADER_BYTES)
     except FileNotFoundError:
         raise MissingError("no-artifact", f"{path.name} is not there") from None
+    text = header[148:228].split(b"\0")[0].decode("ascii", "replace") if len(header) == HEADER_BYTES else ""
+    off_patient = text.startswith(_PLANE_MARK)
     plain = (
         len(header) == HEADER_BYTES
         and header[344:348] == b"n+1\0"
@@ -166,7 +192,7 @@ def read_nifti(path: Path) -> Volume:
         and struct.unpack_from("<h", header, 40)[0] == 3
         and struct.unpack_from("<f", header, 108)[0] == HEADER_BYTES
         and struct.unpack_from("<2f", header, 112) in ((1.0, 0.0), (0.0, 0.0))
-        and struct.unpack_from("<h", header, 254)[0] > 0
+        and (struct.unpack_from("<h", header, 254)[0] > 0 or off_patient)
         and struct.unpack_from("<h", header, 70)[0] in _NAMES
     )
     if not plain:
@@ -179,9 +205,10 @@ def read_nifti(path: Path) -> Volume:
         raise DataError("truncated", f"{path.name} ends before its {i * j * k} voxels do")
     ras = np.eye(4)
     ras[:3] = np.array(struct.unpack_from("<12f", header, 280), np.float64).reshape(3, 4)
-    unit = header[148:228].split(b"\0")[0].decode("ascii", "replace")
+    plane, _, text = text.partition(" ") if off_patient else ("", "", text)
+    unit = text.removeprefix(_UNIT_MARK) if text.startswith(_UNIT_MARK) else None
     array = np.memmap(path, dtype, "r", HEADER_BYTES, (k, j, i))
-    return Volume(array, _flip(ras), unit.removeprefix(_UNIT_MARK) if unit.startswith(_UNIT_MARK) else None)
+    return Volume(array, _flip(ras), unit, plane.removeprefix(_PLANE_MARK) or PATIENT)
 
 
 def _read_foreign(path: Path) -> Volume:
@@ -196,6 +223,11 @@ def _read_foreign(path: Path) -> Volume:
         raise DataError("not-nifti", f"{path.name} is not a NIfTI file") from error
     if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
         raise DataError("no-affine", f"{path.name} has neither sform nor qform: where it lies is unknown")
+    axes = [size for n, size in enumerate(image.shape) if n < 3 or size > 1]
+    coloured = int(image.header["datatype"]) in (_RGB24, _RGBA32)
+    if len(axes) != 3 or coloured:
+        what = "colours" if coloured else f"{len(axes)} axes {tuple(image.shape)}, not three"
+        raise DataError("not-a-volume", f"{path.name} has {what}", hint="load one volume of it, with --pick")
     try:
         array = np.asanyarray(image.dataobj)
     except (EOFError, OSError, ValueError, MemoryError, OverflowError, zlib.error) as error:

@@ -369,7 +369,8 @@ def test_an_overlay_group_and_float_pixels_are_seen():
     del dataset.PixelData
     dataset.FloatPixelData = bytes(24)
     found = read_instance(saved(dataset), "a")
-    assert (found.get("FloatPixelData"), found.pixel_offset) == (True, None)
+    assert (found.get("FloatPixelData"), found.pixel_length) == (True, 24)
+    assert found.size - found.pixel_offset == 24
 
 
 @pytest.mark.parametrize(
