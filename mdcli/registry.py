@@ -23,17 +23,23 @@ if TYPE_CHECKING:
 STAGES = {
     "select-series": "mdcli.stages.select_series",
     "load-volume": "mdcli.stages.load_volume",
+    "import-volume": "mdcli.stages.import_volume",
+    "resample-volume": "mdcli.stages.resample_volume",
     "infer": "mdcli.stages.infer",
     "write-seg": "mdcli.stages.write_seg",
     "read-seg": "mdcli.stages.read_seg",
+    "read-rtstruct": "mdcli.stages.read_rtstruct",
+    "export": "mdcli.stages.export",
 }
 # One line a command: the word, the module with a function of that name.
 COMMANDS = {
     "demo": "mdcli.commands.demo",
     "init": "mdcli.commands.init",
     "cases": "mdcli.commands.cases",
+    "rules": "mdcli.commands.rules",
     "status": "mdcli.commands.status",
     "inspect": "mdcli.commands.inspect",
+    "convert": "mdcli.commands.convert",
     "path": "mdcli.commands.path",
     "verify": "mdcli.commands.verify",
     "profile": "mdcli.commands.profile",

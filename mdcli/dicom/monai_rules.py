@@ -93,10 +93,17 @@ def _rule(conditions: Mapping[Any, Any], place: str) -> Rule:
             # None is no condition there; here neither.
             continue
         made = in_place(where, lambda keyword=keyword, value=value, where=where: _condition(keyword, value, where))  # type: ignore[misc]
-        parts += made.parts if isinstance(made, Joined) and made.word == "and" else [made]
+        parts += _without_presence(made.parts) if isinstance(made, Joined) and made.word == "and" else [made]
     if not parts:
         raise ConfigError("bad-rules", f"{place}: no condition has a value")
     return Rule(parts[0] if len(parts) == 1 else Joined("and", tuple(parts)), extra)
+
+
+def _without_presence(parts: Sequence[Node]) -> list[Node]:
+    """Leave out that an attribute is present where another part fails without it anyway."""
+    presence = [p for p in parts if isinstance(p, Condition) and p.sign == "is"]
+    certain = [p for p in parts if isinstance(p, Joined) or (isinstance(p, Condition) and p.sign not in ("is", "!="))]
+    return [p for p in parts if p not in presence] if certain else list(parts)
 
 
 def _condition(keyword: str, value: Any, place: str) -> Node:
@@ -267,7 +274,19 @@ def old_choice(
         instances: of all studies, in the order in which they were found.
         files: where the first image of each series is opened.
     """
-    studies = _studies(instances)
+    import warnings
+
+    with warnings.catch_warnings():
+        # pydicom warns of values that the standard does not allow, which md reads in its own way.
+        warnings.simplefilter("ignore")
+        return _old_choices(selections, _studies(instances), files)
+
+
+def _old_choices(
+    selections: Sequence[tuple[str, Mapping[str, Any]]],
+    studies: Mapping[str, Mapping[str, Sequence[Instance]]],
+    files: SourceFiles,
+) -> list[OldChoice]:
     headers: dict[str, _OldSeries] = {}
     choices = []
     for study, grouped in studies.items():

@@ -21,7 +21,8 @@ from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from mdcli.dicom.plain_yaml import PlainYamlError, load_yaml
-from mdcli.errors import ConfigError, MissingError
+from mdcli.dicom.rules import Rule, parse
+from mdcli.errors import ConfigError, MissingError, UsageError
 from mdcli.inference.onnxfile import external_files
 
 SCHEMA = "md.model/1"
@@ -47,6 +48,8 @@ ATTRIBUTES: Mapping[str, Literal["number", "text"]] = {
     "patient_sex": "text",
     "view_position": "text",
 }
+WHERE = "where"
+"""The key of `accepts` that takes an expression."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,16 @@ class Bound:
 
 
 @dataclass(frozen=True)
+class Where:
+    """What `accepts` says in the selection grammar (`mdcli.dicom.rules`): every image must fit."""
+
+    rule: Rule
+
+    def __str__(self) -> str:
+        return str(self.rule)
+
+
+@dataclass(frozen=True)
 class Resources:
     """What one inference needs."""
 
@@ -206,7 +219,7 @@ class Card:
     labels: tuple[Label, ...]
     empty: Literal["valid", "error"]
     description: str = ""
-    accepts: Mapping[str, Bound] = dataclasses.field(default_factory=dict)
+    accepts: Mapping[str, Bound | Where] = dataclasses.field(default_factory=dict)
     resources: Resources = Resources()
     regulatory: str = "Research use only, not reviewed."
     series_description_prefix: str = "AI "
@@ -392,7 +405,7 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     origin, options = get_origin(hint), get_args(hint)
     if hint is Step:
         return _step(value, place)
-    if hint == Mapping[str, Bound]:
+    if hint == Mapping[str, Bound | Where]:
         return _bounds(value, place)
     if origin in (Union, UnionType):
         return _convert_union(options, value, place)
@@ -466,10 +479,21 @@ def _step(value: Any, place: str) -> Step:
     return normalize
 
 
-def _bounds(value: Any, place: str) -> dict[str, Bound]:
+def _bounds(value: Any, place: str) -> dict[str, Bound | Where]:
     mapping = _mapping(value, place)
-    _refuse_unknown(mapping, ATTRIBUTES, place)
-    return {name: _bound(said, ATTRIBUTES[name], f"{place}: {name}") for name, said in mapping.items()}
+    _refuse_unknown(mapping, {**ATTRIBUTES, WHERE: "text"}, place)
+    found: dict[str, Bound | Where] = {}
+    for name, said in mapping.items():
+        inside = f"{place}: {name}"
+        found[name] = _where(said, inside) if name == WHERE else _bound(said, ATTRIBUTES[name], inside)
+    return found
+
+
+def _where(said: Any, place: str) -> Where:
+    try:
+        return Where(parse(_convert(str, said, place)))
+    except UsageError as error:
+        _bad(place, error.message, error.hint)
 
 
 def _bound(said: Any, kind: str, place: str) -> Bound:

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mdcli.dicom.rules import COMPUTED, UNKNOWN, Rule
+from mdcli.dicom.series import snake
 from mdcli.errors import DataError
-from mdcli.inference.card import ATTRIBUTES, Bound, Card
+from mdcli.inference.card import ATTRIBUTES, Bound, Card, Where
 
 ANY_UNIT = "arbitrary"
 
@@ -55,19 +57,27 @@ def check_unit(card: Card, unit: str | None) -> None:
         )
 
 
-def check_scope(accepts: Mapping[str, Bound], facts: Mapping[str, Sequence[Any]]) -> tuple[list[Violation], list[str]]:
+def check_scope(
+    accepts: Mapping[str, Bound | Where], facts: Mapping[str, Sequence[Any]]
+) -> tuple[list[Violation], list[str]]:
     """Compare what is there with what a model accepts.
 
     Args:
         accepts: of the card.
         facts: attribute to what each image says, or to the one thing that is known of the volume; None where an image doesn't say.
-            What it says may be a list: every number of it must lie within the bounds, one text must be among the card's.
+            What it says may be a list: every number of it must lie within the bounds, one text must be among the card's. For a
+            `where` also by the grammar's own keywords (`keyword_facts`).
 
     Returns:
         What is out of scope, and the attributes that nobody knows here, or not of every image.
     """
     violations, unknown = [], []
     for attribute, bound in accepts.items():
+        if isinstance(bound, Where):
+            outside_it, not_known = _check_where(bound.rule, facts)
+            violations += outside_it
+            unknown += not_known
+            continue
         kind = ATTRIBUTES[attribute]
         said = [_known(value, kind) for value in facts.get(attribute, [])]
         if None in said or not said:
@@ -84,6 +94,57 @@ def check_scope(accepts: Mapping[str, Bound], facts: Mapping[str, Sequence[Any]]
         shown = ("outside",) if attribute in PATIENT else tuple(different)
         violations.append(Violation(attribute, shown, str(bound), where))
     return violations, unknown
+
+
+def keyword_facts(rule: Rule, images: Sequence[Mapping[str, Any]], geometry: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return what a rule asks for, by keyword: what each image says, and of what is computed the one thing known of the volume.
+
+    Args:
+        rule: of a `where`.
+        images: attributes in snake case, an image each.
+        geometry: as `geometry.json` has it.
+    """
+    regularity = geometry.get("regularity") or {}
+    computed = {
+        "SliceCount": geometry["shape"][-3],
+        "Spacing": regularity.get("step_mm"),
+        "CoverageMM": geometry.get("coverage_mm"),
+        "Orientation": geometry.get("orientation"),
+        "ObliquityDeg": geometry.get("obliquity_deg"),
+        "Unit": geometry.get("unit"),
+        "IsVolume": True,
+    }
+    return {
+        keyword: [computed.get(keyword)] if keyword in COMPUTED else [image.get(snake(keyword)) for image in images]
+        for keyword in rule.keywords
+    }
+
+
+def _check_where(rule: Rule, facts: Mapping[str, Sequence[Any]]) -> tuple[list[Violation], list[str]]:
+    count = max((len(facts.get(keyword, ())) for keyword in rule.keywords), default=0)
+    outside: list[str] = []
+    open_ones = 0
+    for n in range(count):
+        said = {keyword: _of_image(facts.get(keyword, ()), n) for keyword in rule.keywords}
+        held = rule.decide(said)
+        open_ones += held is None
+        if held is False:
+            found = (
+                f"{keyword} {_shown(said[keyword])}" for keyword in dict.fromkeys(c.keyword for c in rule.conditions)
+            )
+            outside.append(", ".join(found))
+    unknown = [k for k in sorted(rule.keywords) if _of_image(facts.get(k, ()), 0) is UNKNOWN] if open_ones else []
+    if not count:
+        unknown = sorted(rule.keywords)
+    if not outside:
+        return [], unknown
+    where = f" in {len(outside)} of {count} images" if len(outside) < count else ""
+    return [Violation("where", tuple(dict.fromkeys(outside))[:_MAX_VALUES], str(rule), where)], unknown
+
+
+def _of_image(values: Sequence[Any], n: int) -> Any:
+    value = values[n if len(values) > 1 else 0] if values else None
+    return UNKNOWN if value is None or value == [] else value
 
 
 def _known(value: Any, kind: str) -> list[Any] | None:
@@ -110,6 +171,8 @@ def _within(values: list[Any], bound: Bound, kind: str) -> bool:
 def _shown(value: Any) -> str:
     from mdcli.dicom.opening import shown
 
+    if value is UNKNOWN:
+        return "unknown"
     if isinstance(value, list):
         return ("\\" if isinstance(value[0], str) else " x ").join(map(_shown, value))
     return f"{value:g}" if isinstance(value, float) else shown(str(value))

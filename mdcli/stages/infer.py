@@ -183,12 +183,15 @@ def _plain(violation: Violation) -> dict[str, Any]:
 
 def _facts(ws: Workspace, card: Card, geometry: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return what each image says, or what is known of the volume, by the names that `accepts` uses."""
-    from mdcli.inference.scope import PATIENT
+    from mdcli.inference.card import WHERE, Where
+    from mdcli.inference.scope import PATIENT, keyword_facts
 
     facts = {name: [value] for name, value in geometry.items() if value is not None}
     facts["slice_count"] = [geometry["shape"][0]]
     series = _series(ws, geometry)
     if series is None:
+        if isinstance(where := card.accepts.get(WHERE), Where):
+            facts |= keyword_facts(where.rule, [], geometry)
         return facts
     common = series.get("common", {})
     by_path = {entry["path"]: entry["attributes"] for entry in series.get("instances", [])}
@@ -197,6 +200,8 @@ def _facts(ws: Workspace, card: Card, geometry: Mapping[str, Any]) -> dict[str, 
         said = [image.get(attribute) for image in images]
         if any(value is not None for value in said):
             facts[attribute] = said
+    if isinstance(where := card.accepts.get(WHERE), Where):
+        facts |= keyword_facts(where.rule, images, geometry)
     sources = _patient_sources(ws, geometry) if card.accepts.keys() & PATIENT else None
     if sources is not None:
         from mdcli.dicom.patient import read_patient
