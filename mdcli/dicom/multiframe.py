@@ -25,7 +25,7 @@ MAX_FRAMES = 1 << 17
 """Frames of one object: more is `too-many-frames`."""
 
 _PER_FRAME, _SHARED, _DIMENSIONS = 0x52009230, 0x52009229, 0x00209222
-_CHARSET, _POINTER, _OF_GROUP = 0x00080005, 0x00209165, 0x00209167
+_CHARSET, _POINTER = 0x00080005, 0x00209165
 _INCREMENT, _FRAME_TIME, _FRAME_TIMES = 0x00280009, 0x00181063, 0x00181065
 _PLACING = frozenset((0x00209113, 0x00209116, 0x00289110, 0x00289145))
 """Macros that say where a frame lies and what its values mean: with two items neither is known."""
@@ -60,7 +60,7 @@ _TAGS = {**KEYWORDS, **FRAME_KEYWORDS}
 
 _FRAME_TYPE = ("FrameType", "VolumetricProperties", "ComplexImageComponent", "AcquisitionContrast")
 # Functional group macro: what a frame takes from it.
-# Source: DICOM PS3.3 C.7.6.16.2 (common), C.8.13.5 (MR), C.8.15.3 (CT), C.8.19.7 (XA), C.8.21.3 (X-ray 3D), C.8.22.5 (PET),
+# Source: DICOM PS3.3 C.7.6.16.2 (common), C.8.13.5 (MR), C.8.15.3 (CT), C.8.19.6 (XA), C.8.21.3 (X-ray 3D), C.8.22.5 (PET),
 # C.8.32.3 (parametric map).
 _MACROS: dict[int, tuple[str, ...]] = {
     0x00189114: ("EffectiveEchoTime",),  # MREchoSequence
@@ -74,9 +74,15 @@ _MACROS: dict[int, tuple[str, ...]] = {
     0x00189314: ("ConvolutionKernel",),  # CTReconstructionSequence
     0x00189325: ("KVP",),  # CTXRayDetailsSequence
     0x00189329: _FRAME_TYPE,  # CTImageFrameTypeSequence
-    0x00189412: _FRAME_TYPE,  # XAXRFFrameCharacteristicsSequence
+    0x00189417: ("KVP",),  # FrameAcquisitionSequence
     0x00189504: _FRAME_TYPE,  # XRay3DFrameTypeSequence
     0x00189751: _FRAME_TYPE,  # PETFrameTypeSequence
+    0x00289443: (  # FramePixelDataPropertiesSequence
+        "FrameType",
+        "ImagerPixelSpacing",
+        "PixelIntensityRelationship",
+        "PixelIntensityRelationshipSign",
+    ),
     0x00409092: _FRAME_TYPE,  # ParametricMapFrameTypeSequence
     0x00209111: (  # FrameContentSequence
         "FrameAcquisitionDateTime",
@@ -235,6 +241,8 @@ def frames_of(files: SourceFiles, instances: Sequence[Instance]) -> list[Instanc
     parts: dict[str, list[_Part]] = {}
     for instance in instances:
         if is_multi_frame(instance):
+            if is_mosaic(instance):
+                raise DataError("mosaic", f"{shown(instance.path)} is a mosaic that has frames as well")
             header = open_header(files, instance)
             frames = _frames(header, instance)
             uid = instance.get("ConcatenationUID")
@@ -325,12 +333,12 @@ def _frames(header: Header, instance: Instance) -> list[Instance]:
     if instance.get("SOPClassUID") == _NM_CLASS:
         own = _nuclear(header, instance, count)
     elif _PER_FRAME in top:
-        own = _Groups(header, top).frames(count)
+        own = _Groups(header, top, instance).frames(count)
     else:
         _check_room(header.name, instance, count)
         own = _timed(header, top, count)
         if _SHARED in top:
-            shared = _Groups(header, top).shared()
+            shared = _Groups(header, top, instance).shared()
             own = [{**shared, **frame} for frame in own]
     own = [_named_unit(frame, instance.get("Modality")) for frame in own]
     given = {keyword for frame in own for keyword in frame}
@@ -361,11 +369,13 @@ class _Groups:
     Args:
         header: of the object.
         top: its sequences at the top level.
+        instance: that holds them.
     """
 
-    def __init__(self, header: Header, top: Mapping[int, Element]) -> None:
+    def __init__(self, header: Header, top: Mapping[int, Element], instance: Instance) -> None:
         self._header, self._top = header, top
         self._charset = header.raw(top[_CHARSET]) if _CHARSET in top else b""
+        self._stored = "SS" if instance.get("PixelRepresentation") == 1 else "US"
         # Most macros recur from frame to frame, byte for byte.
         self._memo: dict[tuple[int, bool, bytes], dict[str, Any]] = {}
 
@@ -433,6 +443,8 @@ class _Groups:
         for tag, element in self._header.elements(block, wanted).items():
             keyword = wanted[tag]
             _, vr, single = _TAGS[keyword]
+            if vr == "US or SS":
+                vr = element.vr if element.vr in ("US", "SS") else self._stored
             found[keyword] = self._header.value(element, vr, single, self._charset)
         return found
 

@@ -19,7 +19,6 @@ from mdcli.dicom.instance import Instance
 from mdcli.dicom.opening import SCAN_AGAIN, SourceFiles, shown
 from mdcli.errors import DataError
 
-_CHARSET = 0x00080005
 _PIXELS = 0x7FE00008
 """The first of the pixel elements; nothing that is wanted lies behind them."""
 _UNDEFINED = 0xFFFFFFFF

@@ -278,6 +278,30 @@ def test_the_functional_group_wins_over_the_object_and_a_frame_without_it_does_n
     assert {(frame.get("RescaleSlope"), frame.get("RescaleIntercept")) for frame in found} == {(2.0, -10.0)}
 
 
+@pytest.mark.parametrize("syntax", [UNCOMPRESSED["explicit"], UNCOMPRESSED["implicit"]])
+def test_a_padding_value_that_a_converter_left_over_has_the_sign_of_the_pixels(tmp_path, syntax):
+    ds = enhanced(planes(1), "CT", SHARED, PixelRepresentation=1)
+    left = Dataset()
+    left.add_new(0x00280120, "SS", -2000)
+    ds.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence = Sequence([left])
+    assert frames(ds, tmp_path, syntax)[0].get("PixelPaddingValue") == -2000
+
+
+def test_what_a_converter_left_over_never_changes_what_the_pixels_are(tmp_path):
+    ds = enhanced(planes(1), "CT", {**SHARED, "KVP": 120.0})
+    left = dataset(Rows=9, BitsStored=16, SOPInstanceUID=f"{ROOT}66", KVP=80.0, EchoTime=3.0)
+    ds.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence = Sequence([left])
+    (frame,) = frames(ds, tmp_path)
+    assert [frame.get(k) for k in ("Rows", "BitsStored", "SOPInstanceUID")] == [4, 12, f"{ROOT}1.1"]
+    # A macro says more than what was left over.
+    assert (frame.get("KVP"), frame.get("EchoTime")) == (120.0, 3.0)
+
+
+def test_a_mosaic_in_several_frames_is_refused(tmp_path):
+    ds = enhanced(planes(2), shared=SHARED, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])
+    assert refused(save(ds, tmp_path / "one.dcm")).code == "mosaic"
+
+
 def test_what_a_group_does_not_give_stays_the_objects(tmp_path):
     ds = header("CT", 2, ImagePositionPatient=[1.0, 2.0, 3.0], ImageOrientationPatient=AXIAL)
     found = frames(ds, tmp_path)
