@@ -11,7 +11,17 @@ from mdcli import registry
 
 PACKAGE = Path(__file__).parents[1] / "mdcli"
 PURE = {"dicom", "imaging", "inference", "checking", "phantom"}
-MIDDLE = {"workspace", "records", "execution", "reporting", "registry", "cohort", "model_folders", "testing"}
+MIDDLE = {
+    "workspace",
+    "records",
+    "execution",
+    "reporting",
+    "registry",
+    "cohort",
+    "model_folders",
+    "scan_index",
+    "testing",
+}
 BASE = {"errors", "stage", "__init__", "__version__"}
 HEAVY = (
     "numpy",
