@@ -8,10 +8,18 @@ from pathlib import Path
 from mdcli import registry
 from mdcli.stage import Stage
 from mdcli.testing import run_stage
+from tests.made_rtstruct import rtstruct_of_study
 
 CHAIN = ("select-series", "load-volume", "infer", "write-seg")
 # The stage whose artifacts each stage works on; one that needs none is not here.
-NEEDS = {"load-volume": "select-series", "infer": "load-volume", "write-seg": "infer", "read-seg": "load-volume"}
+NEEDS = {
+    "load-volume": "select-series",
+    "infer": "load-volume",
+    "write-seg": "infer",
+    "read-seg": "load-volume",
+    "read-rtstruct": "load-volume",
+}
+NEEDS |= {"resample-volume": "load-volume", "export": "load-volume"}
 CANARY = "Canaryname"
 
 
@@ -19,7 +27,28 @@ def params_of(word: str, source: Path, model: str = "landmarks") -> dict[str, ob
     """Return what the chain's stages are called with."""
     if word == "read-seg":
         return {"seg": seg_of(source)}
+    if word == "read-rtstruct":
+        return {"rtstruct": rtstruct_of_study(source, source.with_name(f"{source.name}_rtstruct.dcm"))}
+    if word == "import-volume":
+        return {"file": foreign_of(source)}
+    if word == "resample-volume":
+        return {"as_name": "even", "isotropic": True}
+    if word == "export":
+        return {"format": ("nrrd", "png")}
     return {"select-series": {"dicom": source}, "infer": {"model": model}}.get(word, {})
+
+
+def foreign_of(source: Path) -> Path:
+    """Return a NIfTI file of another program, made beside a study the first time."""
+    path = source.with_name(f"{source.name}_foreign.nii.gz")
+    if not path.exists():
+        import nibabel
+        import numpy as np
+
+        image = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), np.diag([-1.5, -1.5, 3, 1]))
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, path)
+    return path
 
 
 def seg_of(source: Path) -> Path:

@@ -6,12 +6,14 @@ Source: DICOM PS3.3 C.8.8.5 (Structure Set), C.8.8.6 (ROI Contour), C.8.8.8 (RT 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from struct import Struct
 from typing import Any
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from mdcli.dicom.codes import checked_code
 from mdcli.dicom.finding import Finding
-from mdcli.dicom.headers import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE
+from mdcli.dicom.headers import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, value_of
 from mdcli.dicom.nested import Block as Item
 from mdcli.dicom.nested import Element, Header
 from mdcli.dicom.opening import shown
@@ -43,7 +45,7 @@ OPEN = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 ALGORITHMS = ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL")
 
 _MOST_ITEMS = 1 << 20
-_MOST_NAME = 1024
+_MOST_TEXT = 1024
 _NAMED = 8
 _PARALLEL_DEGREES = 0.5
 _AXIS_DEGREES = 20.0
@@ -148,12 +150,25 @@ class Grid:
     frame_of_reference_uid: str | None = None
     series_instance_uid: str | None = None
 
-    @property
+    @cached_property
     def normal(self) -> NDArray[np.float64]:
         """Return the unit vector at right angles to the slices, to the side of the higher k."""
         across = np.cross(self.affine[:3, 0], self.affine[:3, 1])
         across = across / np.linalg.norm(across)
         return across if across @ self.affine[:3, 2] >= 0 else -across
+
+    @cached_property
+    def to_plane(self) -> NDArray[np.float64]:
+        """Return the 3x3 that takes (x, y, z) mm to columns, rows and millimetres along the normal."""
+        axes = np.column_stack([self.affine[:3, 0], self.affine[:3, 1], self.normal])
+        found: NDArray[np.float64] = np.linalg.inv(axes)
+        return found
+
+    @cached_property
+    def in_mm(self) -> NDArray[np.float64]:
+        """Return the 2x2 that takes columns and rows to millimetres along two directions at right angles in the plane."""
+        across = self.affine[:3, 0] / np.linalg.norm(self.affine[:3, 0])
+        return np.stack([across, np.cross(self.normal, across)]) @ self.affine[:3, :2]
 
     @property
     def spacing_mm(self) -> float:
@@ -326,17 +341,19 @@ class _File:
         """Return one text, None where it is not there or empty."""
         if tag not in found:
             return None
-        if vr == "LO" and found[tag].stop - found[tag].start > _MOST_NAME:
-            raise self.broken("holds a name of over 1,024 bytes")
-        value = self.header.value(found[tag], vr, single=True, charset=self.charset)
-        return str(value) if value not in (None, "") else None
+        raw = self.header.raw(found[tag])
+        if len(raw) > _MOST_TEXT:
+            raise self.broken(f"holds a text of {len(raw)} bytes")
+        if raw.isascii() and b"\x1b" not in raw:
+            return raw.decode("ascii").strip(" \0") or None
+        return str(value_of(vr, raw, single=True, charset=self.charset) or "") or None
 
     def whole(self, found: Mapping[int, Element], tag: int, what: str) -> int:
         """Return one whole number, or refuse the file."""
-        value = self.header.value(found[tag], "IS", single=True) if tag in found else None
-        if type(value) is not int:
+        raw = self.header.raw(found[tag]).strip(b" \0") if tag in found else b""
+        if not re.fullmatch(rb"[+-]?[0-9]{1,12}", raw):
             raise self.broken(f"has {what} that is no whole number")
-        return value
+        return int(raw)
 
     def broken(self, what: str) -> DataError:
         return DataError("rtstruct-broken", f"{self.header.name} {what}")
@@ -449,10 +466,11 @@ def _drawn(
 
 
 def _colour(file: _File, parts: Mapping[int, Element]) -> tuple[int, int, int] | None:
-    value = file.header.value(parts[_COLOUR], "IS", single=False) if _COLOUR in parts else None
-    if isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
-        return value[0], value[1], value[2]
-    return None
+    values = (file.text(parts, _COLOUR, "IS") or "").split("\\")
+    if len(values) != 3 or not all(re.fullmatch(r" *[0-9]{1,3} *", value) for value in values):
+        return None
+    red, green, blue = (int(value) for value in values)
+    return (red, green, blue) if max(red, green, blue) <= 255 else None
 
 
 def _contour(file: _File, roi: int, number: int, item: Item) -> Contour:
@@ -602,83 +620,139 @@ def place(roi: Roi, grid: Grid, *, union: bool = False) -> Placed:
     for contour in roi.contours:
         if contour.kind in OPEN:
             left_out[contour.kind] += 1
-        elif flat.on_a_line(flat.distinct(contour.points)):
+        elif len(contour.points) < 3:
             left_out["flat"] += 1
         else:
             closed.append(contour)
     kinds = {contour.kind for contour in closed}
     if len(kinds) > 1:
         raise DataError("mixed-contour-types", f"ROI {shown(roi.name)} mixes {CLOSED} and {XOR} contours")
-    planes, outside = _planes(roi, closed, grid)
-    kept = [(contour, k) for contour, k in zip(closed, planes, strict=True) if k is not None]
-    voxels = [_in_plane(contour.points, grid, k) for contour, k in kept]
-    _, j_size, i_size = grid.shape
-    reach = [(ij.min(axis=0), ij.max(axis=0)) for ij in voxels]
-    edge = np.array([i_size, j_size]) - 0.5
-    beside = [bool((high < -0.5).any() or (low > edge).any()) for low, high in reach]
-    cut = [bool((low < -0.5).any() or (high > edge).any()) for low, high in reach]
-    inside = [n for n, away in enumerate(beside) if not away]
-    metric = [_in_mm(voxels[n], grid) for n in inside]
-    ks = [kept[n][1] for n in inside]
-    depths = np.zeros(len(inside), np.int64) if XOR in kinds else _depths(roi, metric, ks)
+    lying, outside = _on_slices(roi, closed, grid)
+    metric = _metric([one.ij for one in lying], grid)
+    solid = [n for n, corners in enumerate(metric) if len(corners)]
+    left_out["flat"] += len(lying) - len(solid)
+    edge = np.array([grid.shape[2], grid.shape[1]]) - 0.5
+    reach = {n: (lying[n].ij.min(axis=0), lying[n].ij.max(axis=0)) for n in solid}
+    inside = [n for n, (low, high) in reach.items() if (high >= -0.5).all() and (low <= edge).all()]
+    cut = sum(bool((reach[n][0] < -0.5).any() or (reach[n][1] > edge).any()) for n in inside)
+    planes = [lying[n].k for n in inside]
+    corners = [metric[n] for n in inside]
+    depths = np.zeros(len(inside), np.int64) if XOR in kinds else _depths(roi, corners, planes)
     used = [n for n, depth in enumerate(depths) if not (union and depth)]
-    there = sorted(set(ks))
+    there = sorted(set(planes))
     named = {uid for contour in closed for uid in contour.images}
     elsewhere = sum(
-        any(uid in grid.images and k not in grid.images[uid] for uid in contour.images) for contour, k in kept
+        any(uid in grid.images and one.k not in grid.images[uid] for uid in one.contour.images) for one in lying
     )
     return Placed(
         roi,
-        tuple(voxels[inside[n]] for n in used),
-        tuple(ks[n] for n in used),
+        tuple(lying[inside[n]].ij for n in used),
+        tuple(planes[n] for n in used),
         int((depths > 0).sum()),
-        int(flat.crosses_itself(metric).sum()),
-        dict(left_out),
-        outside + sum(beside),
-        sum(cut[n] for n in inside),
+        int(flat.crosses_itself(corners).sum()),
+        {why: count for why, count in left_out.items() if count},
+        outside + len(solid) - len(inside),
+        cut,
         tuple(sorted(set(range(there[0], there[-1])) - set(there))) if there else (),
         frozenset(named - set(grid.images)),
         elsewhere,
     )
 
 
-def _planes(roi: Roi, contours: Sequence[Contour], grid: Grid) -> tuple[list[int | None], int]:
-    """Return the slice of each contour, None for one beyond the volume, and how many of these there are."""
+@dataclass(frozen=True)
+class _Lying:
+    """A contour on a slice k: its points, (points, 2), as voxel index (i, j) of the slice's own plane."""
+
+    contour: Contour
+    k: int
+    ij: NDArray[np.float64]
+
+
+def _on_slices(roi: Roi, contours: Sequence[Contour], grid: Grid) -> tuple[list[_Lying], int]:
+    """Return the contours on their slices, and how many lie on planes beyond the volume."""
     if not contours:
         return [], 0
-    normal = grid.normal
-    depths = (grid.positions - grid.positions[0]) @ normal
-    along = (np.concatenate([c.points for c in contours]) - grid.positions[0]) @ normal
-    starts = np.cumsum([0, *(len(c.points) for c in contours[:-1])])
-    lows, highs = np.minimum.reduceat(along, starts), np.maximum.reduceat(along, starts)
+    ends = np.cumsum([len(contour.points) for contour in contours])
+    starts = np.concatenate([[0], ends[:-1]])
+    points = (np.concatenate([contour.points for contour in contours]) - grid.positions[0]) @ grid.to_plane.T
+    slices = (grid.positions - grid.positions[0]) @ grid.to_plane.T
+    lows, highs = np.minimum.reduceat(points[:, 2], starts), np.maximum.reduceat(points[:, 2], starts)
+    planes = _planes(roi, contours, lows, highs, slices[:, 2], grid)
+    lying = [
+        _Lying(contour, k, points[a:b, :2] - slices[k, :2])
+        for contour, k, a, b in zip(contours, planes, starts.tolist(), ends.tolist(), strict=True)
+        if k is not None
+    ]
+    return lying, len(contours) - len(lying)
+
+
+def _planes(
+    roi: Roi,
+    contours: Sequence[Contour],
+    lows: NDArray[np.float64],
+    highs: NDArray[np.float64],
+    slices: NDArray[np.float64],
+    grid: Grid,
+) -> list[int | None]:
+    """Return the slice k of each contour, None for one on a plane beyond the volume.
+
+    Args:
+        roi: that the contours are of.
+        contours: n closed ones.
+        lows: n, how far the lowest point of each lies along the normal, mm.
+        highs: n, the same of the highest.
+        slices: the same of each slice.
+        grid: of the volume.
+    """
     middles = (lows + highs) / 2
-    order = np.argsort(depths)
-    ranked = depths[order]
-    after = np.clip(np.searchsorted(ranked, middles), 1, max(len(ranked) - 1, 1))
-    before = after - 1
-    after = np.minimum(after, len(ranked) - 1)
-    nearest = np.where(middles - ranked[before] <= ranked[after] - middles, before, after)
+    order = np.argsort(slices)
+    ranked = slices[order]
+    after = np.clip(np.searchsorted(ranked, middles), 0, len(ranked) - 1)
+    before = np.maximum(after - 1, 0)
+    nearest = np.where(np.abs(middles - ranked[before]) <= np.abs(ranked[after] - middles), before, after)
     worst = np.maximum(np.abs(lows - ranked[nearest]), np.abs(highs - ranked[nearest]))
     found: list[int | None] = [int(order[n]) for n in nearest]
     off = []
     for n in np.flatnonzero(worst > grid.tolerance_mm).tolist():
         if highs[n] - lows[n] > 2 * grid.tolerance_mm:
             raise _not_in_plane(roi, contours[n], grid)
-        if _beyond(middles[n], ranked, grid):
+        if _beyond(float(middles[n]), ranked, grid):
             found[n] = None
         else:
             off.append(n)
     if off:
         n = off[0]
         k = int(order[nearest[n]])
-        away = abs(middles[n] - ranked[nearest[n]])
+        away = float(abs(middles[n] - ranked[nearest[n]]))
         message = (
             f"contour {contours[n].number} of ROI {shown(roi.name)} lies {away:.3g} mm from the nearest slice, {k + 1}; "
             f"{grid.tolerance_mm:.3g} mm are allowed ({len(off)} of its {len(contours)} contours are off)"
         )
         hint = "load the series that the contours were drawn on; a contour is never moved to a slice"
-        raise DataError("contour-off-plane", message, hint=hint, off_mm=float(away), slice=k, contours=len(off))
-    return found, sum(k is None for k in found)
+        raise DataError("contour-off-plane", message, hint=hint, off_mm=away, slice=k, contours=len(off))
+    return found
+
+
+def _metric(contours: Sequence[NDArray[np.float64]], grid: Grid) -> list[NDArray[np.float64]]:
+    """Return contours, each (points, 2) as voxel index (i, j), in millimetres and without repeated points.
+
+    One that encloses nothing (`mdcli.imaging.contours.on_a_line`) comes back without any.
+    """
+    if not contours:
+        return []
+    lengths = [len(corners) for corners in contours]
+    points = np.concatenate(contours) @ grid.in_mm.T
+    after = points[flat.following(lengths)]
+    starts = np.cumsum([0, *lengths[:-1]])
+    repeated = np.logical_or.reduceat((points == after).all(axis=1), starts)
+    # Twice the area: what is large encloses something, however it runs.
+    areas = np.add.reduceat(points[:, 0] * after[:, 1] - after[:, 0] * points[:, 1], starts)
+    found = []
+    for a, length, again, size in zip(starts.tolist(), lengths, repeated, areas, strict=True):
+        corners = points[a : a + length]
+        corners = flat.distinct(corners) if again else corners
+        found.append(corners[:0] if abs(size) < 1e-3 and flat.on_a_line(corners) else corners)
+    return found
 
 
 def _beyond(depth: float, ranked: NDArray[np.float64], grid: Grid) -> bool:
@@ -708,21 +782,6 @@ def _not_in_plane(roi: Roi, contour: Contour, grid: Grid) -> DataError:
     message = f"{where} lies on {plane} plane, {angle:.1f} degrees off the volume's slices"
     hint = "load the series that it was drawn on"
     return DataError("contour-across-slices", message, hint=hint, degrees=angle)
-
-
-def _in_plane(points: NDArray[np.float64], grid: Grid, k: int) -> NDArray[np.float64]:
-    """Return points, (n, 3) mm, as voxel index (i, j) of a slice's own plane, (n, 2); what is across it is dropped."""
-    axes = np.column_stack([grid.affine[:3, 0], grid.affine[:3, 1], grid.normal])
-    found: NDArray[np.float64] = np.linalg.solve(axes, (points - grid.positions[k]).T)[:2].T
-    return found
-
-
-def _in_mm(ij: NDArray[np.float64], grid: Grid) -> NDArray[np.float64]:
-    """Return voxel indices (i, j), (n, 2), in millimetres along two directions at right angles in the plane."""
-    across = grid.affine[:3, 0] / np.linalg.norm(grid.affine[:3, 0])
-    down = np.cross(grid.normal, across)
-    points = ij @ grid.affine[:3, :2].T
-    return flat.distinct(np.column_stack([points @ across, points @ down]))
 
 
 def _depths(roi: Roi, contours: Sequence[NDArray[np.float64]], planes: Sequence[int]) -> NDArray[np.int64]:

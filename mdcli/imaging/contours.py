@@ -72,11 +72,11 @@ def rasterise(contours: Sequence[Corners], planes: Sequence[int], shape: tuple[i
     if not (np.abs(points) <= FARTHEST).all():
         raise DataError("bad-contour", f"a contour has a point more than {FARTHEST} voxels from the volume's first")
     whole = np.rint(points * UNITS).astype(np.int64)
-    following = whole[_next([len(contours[n]) for n in kept])]
+    ends = whole[following([len(contours[n]) for n in kept])]
     plane = np.repeat([planes[n] for n in kept], [len(contours[n]) for n in kept])
-    upward = whole[:, 1] > following[:, 1]
-    top = np.where(upward[:, None], following, whole)
-    run = np.where(upward[:, None], whole, following) - top
+    upward = (whole[:, 1] > ends[:, 1])[:, None]
+    top = np.where(upward, ends, whole)
+    run = np.where(upward, whole, ends) - top
     # The rows whose centres an edge passes: with its upper end, without its lower one.
     first = np.maximum(-(-top[:, 1] // UNITS), 0)
     count = np.minimum(-(-(top[:, 1] + run[:, 1]) // UNITS), shape[1]) - first
@@ -90,25 +90,35 @@ def rasterise(contours: Sequence[Corners], planes: Sequence[int], shape: tuple[i
         return None
     start = (int(plane.min()), int(first.min()), int(left))
     size = (int(plane.max()) + 1 - start[0], int((first + count).max()) - start[1], int(right) - start[2])
-    mask = np.zeros(size, np.uint8)
+    # One bit a voxel: set where an odd number of edges begins to count.
+    words = np.zeros((*size[:2], -(-size[2] // 64)), "<u8")
     for part in _parts(count):
         edge = np.repeat(np.arange(part.start, part.stop), count[part])
         row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count[part]) - count[part], count[part])
         crossing = top[edge, 0] - (-(row * UNITS - top[edge, 1]) * run[edge, 0]) // run[edge, 1]
         column = np.maximum(-(-crossing // UNITS) - start[2], 0)
         inside = column < size[2]
-        flat = ((plane[edge] - start[0]) * size[1] + row - start[1]) * size[2] + column
-        np.bitwise_xor.at(mask.reshape(-1), flat[inside], np.uint8(1))
-    np.bitwise_xor.accumulate(mask, axis=2, out=mask)
+        word = ((plane[edge] - start[0]) * size[1] + row - start[1]) * words.shape[2] + column // 64
+        np.bitwise_xor.at(words.reshape(-1), word[inside], np.uint64(1) << (column[inside] % 64).astype(np.uint64))
+    # From there on to the right: the parity of all bits before, within each word and from word to word.
+    for shift in (1, 2, 4, 8, 16, 32):
+        words ^= words << np.uint64(shift)
+    for n in range(1, words.shape[2]):
+        words[:, :, n] ^= (words[:, :, n - 1] >> np.uint64(63)) * np.uint64(0xFFFFFFFFFFFFFFFF)
+    mask = np.unpackbits(words.view(np.uint8), axis=2, count=size[2], bitorder="little")
     return Block(mask, start)
 
 
-def _next(lengths: Sequence[int]) -> NDArray[np.intp]:
-    """Return for each of the joined corners the index of the one that follows it on its contour."""
+def following(lengths: Sequence[int]) -> NDArray[np.intp]:
+    """Return for each corner of contours that are joined into one array the index of the next one on its contour.
+
+    Args:
+        lengths: how many corners each contour has, at least one.
+    """
     ends = np.cumsum(lengths)
-    following = np.arange(1, int(ends[-1]) + 1)
-    following[ends - 1] = ends - np.asarray(lengths)
-    return following
+    found = np.arange(1, int(ends[-1]) + 1)
+    found[ends - 1] = ends - np.asarray(lengths)
+    return found
 
 
 def _parts(counts: NDArray[np.int64]) -> Iterator[slice]:
@@ -160,12 +170,12 @@ def crosses_itself(contours: Sequence[Corners]) -> NDArray[np.bool_]:
         contours: n closed contours, each (corners, 2) in mm.
     """
     found = np.zeros(len(contours), bool)
-    kept = [n for n, corners in enumerate(contours) if len(corners) > 3]
+    kept = [n for n, corners in enumerate(contours) if len(corners) > 3 and not _round(corners)]
     if not kept:
         return found
     lengths = np.array([len(contours[n]) for n in kept])
     begin = np.concatenate([contours[n] for n in kept])
-    finish = begin[_next(lengths.tolist())]
+    finish = begin[following(lengths.tolist())]
     owner = np.repeat(np.arange(len(kept)), lengths)
     low, high = np.minimum(begin, finish), np.maximum(begin, finish)
     starts = np.cumsum(lengths) - lengths
@@ -198,6 +208,15 @@ def crosses_itself(contours: Sequence[Corners]) -> NDArray[np.bool_]:
         crossed = _cross(begin[one], finish[one], begin[other], finish[other])
         found[np.array(kept)[owner[one[crossed]]]] = True
     return found
+
+
+def _round(corners: Corners) -> bool:
+    """Say whether a contour goes once, and never back, around the mean of its corners: it can't cross itself then."""
+    x, y = (corners - corners.mean(axis=0)).T
+    next_x, next_y = np.concatenate([x[1:], x[:1]]), np.concatenate([y[1:], y[:1]])
+    turns = x * next_y - next_x * y
+    once = np.count_nonzero((y <= 0) & (next_y > 0)) == 1
+    return once and bool((turns > 0).all() or (turns < 0).all())
 
 
 def _cross(p: Corners, q: Corners, r: Corners, s: Corners) -> NDArray[np.bool_]:
