@@ -24,6 +24,7 @@ MOST_SCANS = 100
 
 _PROCESSES = {0xC0: "baseline", 0xC1: "extended sequential", 0xC2: "progressive", 0xC3: "lossless"}
 _SOF, _NO_SOF = range(0xC0, 0xD0), (0xC4, 0xC8, 0xCC)
+_SEQUENTIAL = (0xC0, 0xC1)
 _LOSSLESS, _SOI, _EOI, _SOS, _DRI, _APP0, _APP14 = 0xC3, 0xD8, 0xD9, 0xDA, 0xDD, 0xE0, 0xEE
 _END = b"\xff\xd9"
 # Within entropy-coded data FF is followed by 00 or a restart marker, or repeated; anything else ends it.
@@ -93,13 +94,12 @@ def _markers(stream: bytes) -> Iterator[tuple[int, int, bytes, int]]:
         segment = stream[at + 4 : at + 2 + length]
         if length < 2 or len(segment) < length - 2:
             raise ValueError(f"the segment at byte {at} has {length} bytes, the stream ends before it")
-        at += 2 + length
-        if marker != _SOS:
-            yield marker, at, segment, 0
-            continue
-        found = _NEXT_MARKER.search(stream, at)
-        end = len(stream) if found is None else found.start()
-        yield marker, at, segment, len(_RESTART.findall(stream, at, end))
+        end, restarts = at + 2 + length, 0
+        if marker == _SOS:
+            found = _NEXT_MARKER.search(stream, end)
+            data, end = end, len(stream) if found is None else found.start()
+            restarts = len(_RESTART.findall(stream, data, end))
+        yield marker, at, segment, restarts
         at = end
 
 
@@ -186,11 +186,25 @@ def decode_jpeg(stream: bytes, header: JpegHeader) -> NDArray[Any]:
     """
     decode = _by_pillow if header.precision <= 8 else _by_simpleitk
     # Fill bytes may stand before a marker.
-    data = stream[: header.end].rstrip(b"\xff")
+    data = _with_whole_spectrum(stream, header)[: header.end].rstrip(b"\xff")
     image = decode(data + _END, header)
     if not np.array_equal(image, decode(data + _SPARE + _END, header)):
         raise ValueError("its data ends before its last pixel")
     return image
+
+
+def _with_whole_spectrum(stream: bytes, header: JpegHeader) -> bytes:
+    """Return the stream with the one spectral selection that a sequential process has (ISO/IEC 10918-1 table B.3), and no other.
+
+    Some encoders write zeros. Decoders warn and take no notice, but SimpleITK's gives up after two warnings.
+    """
+    if header.process not in _SEQUENTIAL:
+        return stream
+    mended = bytearray(stream)
+    for marker, at, segment, _ in _markers(stream):
+        if marker == _SOS:
+            mended[at + 1 + len(segment) : at + 4 + len(segment)] = b"\x00\x3f\x00"
+    return bytes(mended)
 
 
 def _by_pillow(stream: bytes, header: JpegHeader) -> NDArray[Any]:
