@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mdcli.dicom.finding import Finding
@@ -85,14 +86,16 @@ class Suv:
     findings: tuple[Finding, ...] = ()
 
 
-def suv_factors(slices: Sequence[Instance], header_of: Callable[[Instance], Dataset]) -> Suv:
+def suv_factors(
+    slices: Sequence[Instance], header_of: Callable[[Instance], Dataset], series: Sequence[Instance] = ()
+) -> Suv:
     """Return the factor of every slice from its rescaled modality value to body weight SUV.
 
     Args:
-        slices: at least one, of one PET series, in the order wanted. The scan start is the earliest over all of them, so give the
-            whole series, not a part of it.
+        slices: at least one, of one PET series, in the order wanted.
         header_of: returns the whole header of the file that a slice is in (pixels may be left out). It is asked once a file:
             Philips' private factors may differ by file, and no file may name another dose or weight.
+        series: all images of the series, where the slices are some of them (one time, one bed): the scan started with the first.
 
     Raises:
         DataError: `suv-not-computable`, naming the attribute.
@@ -109,7 +112,7 @@ def suv_factors(slices: Sequence[Instance], header_of: Callable[[Instance], Data
     with warnings.catch_warnings():
         # pydicom warns about broken values by quoting them, and one may be the patient's weight.
         warnings.simplefilter("ignore")
-        return _Series(slices, [headers[one.path] for one in slices]).suv()
+        return _Series(slices, [headers[one.path] for one in slices], series).suv()
 
 
 def _refuse(keyword: str, what: str, **numbers: Any) -> NoReturn:
@@ -135,6 +138,7 @@ class _Moment:
 class _Series:
     slices: Sequence[Instance]
     headers: Sequence[Dataset]
+    others: Sequence[Instance] = ()
     findings: list[Finding] = field(default_factory=list)
 
     def suv(self) -> Suv:
@@ -434,25 +438,25 @@ class _Series:
 
     def _acquired(self, number: int, series: _Moment | None) -> _Moment:
         """Return when the acquisition of a slice started."""
-        date_time = self._value(number, "AcquisitionDateTime")
-        date, time = self._value(number, "AcquisitionDate"), self._value(number, "AcquisitionTime")
-        if self.slices[number].frame is not None and date_time is not None:
-            date = time = None
-        if time is None:
-            found = self._moment(None, None, date_time)
-            if found is None:
-                _refuse(
-                    "AcquisitionTime" if date_time is None else "AcquisitionDateTime",
-                    "is absent or can't be read in a slice",
-                )
-            return found
-        dated = date is not None
-        found = self._moment(date if dated else self._value(number, "SeriesDate"), time, None)
+        found, keyword = self._acquired_of(partial(self._value, number), self.slices[number].frame, series)
         if found is None:
-            _refuse("AcquisitionTime" if dated else "AcquisitionDate", "is absent or can't be read in a slice")
-        if not dated and series is not None and found.seconds_since(series) < -_DAY_S / 2:
-            return _Moment(found.naive + timedelta(days=1), found.offset)
+            _refuse(keyword, "is absent or can't be read in a slice")
         return found
+
+    def _acquired_of(
+        self, value: Callable[[str], Any], frame: int | None, series: _Moment | None
+    ) -> tuple[_Moment | None, str]:
+        """Return when an acquisition started, None where that isn't told, and the attribute that tells it."""
+        date_time, date, time = value("AcquisitionDateTime"), value("AcquisitionDate"), value("AcquisitionTime")
+        if date_time is not None and (frame is not None or time is None):
+            return self._moment(None, None, date_time), "AcquisitionDateTime"
+        if date is not None or time is None:
+            return self._moment(date, time, None), "AcquisitionTime"
+        found = self._moment(value("SeriesDate"), time, None)
+        # Without a date it is the series', or the day after that.
+        if found is not None and series is not None and found.seconds_since(series) < -_DAY_S / 2:
+            found = _Moment(found.naive + timedelta(days=1), found.offset)
+        return found, "AcquisitionTime"
 
     def _scan_start(self, half_life: float) -> tuple[_Moment, str]:
         """Return the time that DecayCorrection START stands for, and where it comes from.
@@ -472,6 +476,11 @@ class _Series:
             if moment.seconds_since(acquired[first]) < 0:
                 first = number
         earliest = acquired[first]
+        after_start = self._frame_start_s(first, half_life)
+        for one in self.others:
+            other, _ = self._acquired_of(one.get, one.frame, series)
+            if other is not None and other.seconds_since(earliest) < 0:
+                earliest, after_start = other, None
         if series is None:
             self._note(
                 "suv-scan-start", "SeriesTime can't be used: the earliest acquisition is taken for the scan start"
@@ -479,7 +488,7 @@ class _Series:
             return earliest, "taken from the earliest acquisition"
         gap = earliest.seconds_since(series)
         if gap >= 0:
-            return self._start_before(series, earliest, gap, self._frame_start_s(first, half_life))
+            return self._start_before(series, earliest, gap, after_start)
         said = f"SeriesTime is {-gap:g} s after the earliest acquisition"
         private = self._ge_start()
         if private is not None:

@@ -196,6 +196,13 @@ def test_a_part_of_the_beds_is_still_corrected_to_the_series_time() -> None:
     assert codes(found) == []
 
 
+def test_one_time_of_a_processed_series_is_corrected_to_the_start_of_the_first() -> None:
+    images = slices(SeriesTime="150000")
+    found = suv_factors(images[2:], lambda _: header(), images)
+    assert found.factors == pytest.approx([DECAYED], rel=1e-12)
+    assert "360 s" not in found.findings[0].message and "11413.8 s after" in found.findings[0].message
+
+
 def test_a_series_opened_long_before_the_scan_gives_way_where_frame_reference_time_says_so() -> None:
     images = slices(SeriesTime="112946.2", AcquisitionTime="114946.2", FrameReferenceTime=59_870.0)
     found = factors(images, header(ActualFrameDuration=120_000))
