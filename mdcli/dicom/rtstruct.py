@@ -893,7 +893,7 @@ def findings_of(placed: Sequence[Placed], structure: StructureSet, grid: Grid, *
     )
     dangling = frozenset().union(*(p.dangling for p in placed))
     if dangling:
-        message = f"the contours refer to {len(dangling)} images that the volume does not have"
+        message = f"the contours refer to {len(dangling)} image(s) that the volume does not have"
         found.append(Finding("dangling-references", message, {"images": len(dangling)}))
     series, ours = structure.series_instance_uids, grid.series_instance_uid
     if series and ours is not None and ours not in series:
