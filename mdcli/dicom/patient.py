@@ -67,3 +67,30 @@ def age_in_years(text: object) -> float | None:
     """
     found = re.fullmatch(r"([0-9]{1,3})([DWMY])", text.strip()) if isinstance(text, str) else None
     return int(found[1]) / _UNITS_A_YEAR[found[2]] if found else None
+
+
+# As in `mdcli.dicom.headers.KEYWORDS`.
+_WHO = {"PatientID": (0x00100020, "LO", True), "IssuerOfPatientID": (0x00100021, "LO", True)}
+
+
+def patient_of(files: SourceFiles, file: tuple[str, int], header_sha256: str) -> str | None:
+    """Return what stands for the patient of one image: equal for two images of one patient, and says nothing of them.
+
+    Args:
+        files: the scanned folder or zip file.
+        file: (path, size in bytes) as `series.json` has it.
+        header_sha256: as `series.json` has it.
+
+    Returns:
+        A SHA-256 over PatientID and its issuer, to be compared and not kept; None where the image names no patient.
+
+    Raises:
+        MissingError: `source-missing`.
+        DataError: `source-unreadable`; `source-changed` for another size or another header.
+    """
+    (found,) = read_headers(files, [file], _WHO)
+    if found.header_sha256 != header_sha256:
+        message = "a source has another header than when it was scanned"
+        raise DataError("source-changed", message, hint="run md select-series again")
+    who = [str(found.get(keyword) or "").strip() for keyword in _WHO]
+    return hashlib.sha256("\0".join(who).encode()).hexdigest() if who[0] else None

@@ -17,7 +17,7 @@ from mdcli.dicom.finding import Finding
 from mdcli.dicom.opening import shown
 from mdcli.errors import DataError, UsageError
 from mdcli.imaging import metaimage, nrrd
-from mdcli.imaging.nifti import HEADER_BYTES, Volume, nifti_header
+from mdcli.imaging.nifti import HEADER_BYTES, PATIENT, Volume, nifti_header
 from mdcli.imaging.resample import check_affine
 from mdcli.imaging.voxels import Stored, check_shape, inflated_start, open_regular, read_voxels
 
@@ -98,9 +98,22 @@ def read_foreign(path: Path) -> Foreign:
     """
     stored = describe_foreign(path)
     array = read_voxels(stored)
-    folder = path.parent.resolve()
-    beside = () if stored.path == path else (stored.path.resolve().relative_to(folder).as_posix(),)
-    return Foreign(Volume(array, stored.affine, stored.unit), (path.name, *beside), stored.findings)
+    return Foreign(Volume(array, stored.affine, stored.unit), _files(path, stored), stored.findings)
+
+
+def files_of(path: Path) -> tuple[str, ...]:
+    """Return the names of the files that a volume is in, relative to the first one's folder; no voxel is read.
+
+    Raises:
+        MdError: as `describe_foreign`.
+    """
+    return _files(path, describe_foreign(path))
+
+
+def _files(path: Path, stored: Stored) -> tuple[str, ...]:
+    if stored.path == path:
+        return (path.name,)
+    return path.name, stored.path.relative_to(path.parent.resolve()).as_posix()
 
 
 def _nifti(path: Path) -> Stored:
@@ -218,6 +231,8 @@ def write_foreign(
     dtype: np.dtype[Any],
     affine: NDArray[np.float64],
     unit: str | None = None,
+    *,
+    plane: str = PATIENT,
 ) -> None:
     """Write a volume for other programs, slab by slab. The same volume gives the same bytes.
 
@@ -231,6 +246,7 @@ def write_foreign(
         dtype: of the voxels.
         affine: 4x4, (i, j, k) to mm, LPS+; sheared for all but `mha`.
         unit: what the values mean.
+        plane: what the affine's millimetres are of, as in `Volume`; only a NIfTI can say another than the patient.
 
     Raises:
         UsageError: `unknown-form`.
@@ -245,11 +261,11 @@ def write_foreign(
     # As gzip, without a name and a time.
     machine = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31) if form in ("nii.gz", "nrrd") else None
     if form in ("nii", "nii.gz"):
-        header = nifti_header(shape, dtype, affine, unit)
+        header = nifti_header(shape, dtype, affine, unit, plane=plane)
         file.write(machine.compress(header) if machine else header)
     for slab in slabs:
-        for plane in slab:
-            data = np.ascontiguousarray(plane, dtype.newbyteorder("<")).tobytes()
+        for image in slab:
+            data = np.ascontiguousarray(image, dtype.newbyteorder("<")).tobytes()
             file.write(machine.compress(data) if machine else data)
     if machine:
         file.write(machine.flush())

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mdcli.errors import DataError
+from mdcli.errors import DataError, UsageError
 
 # How near a place must be to a voxel's centre, in voxels, to be that voxel: the rounding of float64 over any volume is far less.
 ON_VOXEL = 1e-6
@@ -447,3 +447,53 @@ def planes_grid(positions: NDArray[np.float64], step_mm: float, tolerance_mm: fl
     planes = np.where(on & alone, nearest, planes)
     held = {int(value) for value in nearest[on & alone]}
     return PlanesGrid(count, step, planes, tuple(k for k in range(count) if k not in held))
+
+
+def covered(
+    shape: tuple[int, int, int],
+    affine: NDArray[np.float64],
+    target_shape: tuple[int, int, int],
+    target_affine: NDArray[np.float64],
+) -> float:
+    """Return which part of a target's voxels a source covers, by the rule of `resample`: 0 to 1.
+
+    Args:
+        shape: of the source, (k, j, i).
+        affine: 4x4, the source's (i, j, k) to mm, LPS+.
+        target_shape: of the target, (k, j, i).
+        target_affine: 4x4, the target's.
+
+    Raises:
+        DataError: `singular-affine`.
+    """
+    matrix = index_map(affine, target_affine)
+    j, i = np.arange(target_shape[1], dtype=np.float64)[:, None], np.arange(target_shape[2], dtype=np.float64)
+    inside = 0
+    for k in range(target_shape[0]):
+        within = np.ones(target_shape[1:], bool)
+        for row, size in zip(matrix, shape[::-1], strict=True):
+            places = row[0] * i + row[1] * j + (row[2] * k + row[3])
+            within &= (places >= -0.5 - ON_VOXEL) & (places <= size - 0.5 + ON_VOXEL)
+        inside += int(np.count_nonzero(within))
+    return inside / float(np.prod(target_shape))
+
+
+def parse_spacing(text: str) -> tuple[float, float, float]:
+    """Return mm along i, j and k from `MM` or `MM,MM,MM`.
+
+    Raises:
+        UsageError: `bad-spacing`.
+
+    >>> parse_spacing("1,1,2.5")
+    (1.0, 1.0, 2.5)
+    """
+    try:
+        numbers = [float(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not all(0 < number < 1e4 for number in numbers):
+        raise UsageError("bad-spacing", f"{text!r} is no spacing: one number of mm, or three along i, j and k")
+    i, j, k = numbers
+    return i, j, k
