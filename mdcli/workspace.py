@@ -48,6 +48,7 @@ SUFFIXES = {
     "tensor": ".npz",
     "scores": "",
     "masks": "",
+    "export": "",
     "seg": ".dcm",
     "rtstruct": ".dcm",
     "sr": ".dcm",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mdcli.workspace import Workspace
 
 # What shows the patient: images, what is drawn on them, and DICOM objects with a patient module.
-_PIXELS = ("volume", "labels", "instances", "masks", "scores", "tensor", "seg", "rtstruct", "sr")
+_PIXELS = ("volume", "labels", "instances", "masks", "export", "scores", "tensor", "seg", "rtstruct", "sr")
 
 
 def purge(
