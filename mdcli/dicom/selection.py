@@ -561,12 +561,13 @@ def _judged(selection: Selection, candidate: Candidate, include: tuple[str, ...]
 
 
 def _why_not(candidate: Candidate, rule: Rule) -> str:
-    """Say which conditions an image of the series fails."""
+    """Say which conditions images of the series fail, each with the first value that fails it."""
+    failed: dict[Condition, Any] = {}
     for image, _ in candidate.kinds_of_images(rule.keywords):
-        if not rule.holds(image):
-            failed = dict.fromkeys(f"{condition}: {said(value)}" for condition, value in rule.why_not(image))
-            return "; ".join(failed)
-    return "it matches"
+        for condition, value in rule.why_not(image):
+            failed.setdefault(condition, value)
+    written = [condition for condition in dict.fromkeys(rule.conditions) if condition in failed]
+    return "; ".join(f"{condition}: {said(failed[condition])}" for condition in written)
 
 
 def said(value: Any) -> str:

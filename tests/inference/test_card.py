@@ -89,6 +89,7 @@ def test_statistics_of_the_volume_need_a_word_on_padding():
         ({"inputs0": {"intensity": [{"clips": [0, 1]}]}}, "clips", "clip"),
         ({"inputs0": {"intensity": [{"scale": {"form": [0, 1], "to": [0, 1]}}]}}, "form", "from"),
         ({"accepts": {"slice_count": {"mim": 3}}}, "mim", "min"),
+        ({"accepts": {"where": "Modalty = CT"}}, "Modalty", "Modality"),
         ({"resources": {"memory": 3}}, "memory", "memory_mib"),
     ],
 )

@@ -13,8 +13,8 @@ from pydicom.dataset import Dataset
 
 from mdcli.dicom.instance import Instance
 from mdcli.dicom.series import instances_from_json
-from mdcli.errors import DataError, MissingError, StorageError, UsageError
-from mdcli.execution import Controls, why_stale
+from mdcli.errors import DataError, MissingError, PersonsFileError, StorageError, UsageError
+from mdcli.execution import Controls, why_recorded_is_stale, why_stale
 from mdcli.stages.select_series import STAGE, Params
 from mdcli.testing import ListReporter, run_stage
 from mdcli.workspace import Workspace
@@ -327,6 +327,226 @@ def test_it_runs_again_only_when_a_header_changed(tree, case):
     assert why_stale(STAGE, Workspace(case), Params(dicom=tree)) != []
     assert not run_stage(STAGE, case, dicom=tree).up_to_date
     assert len(chosen(case)) == 4
+
+
+def test_a_preference_chooses_and_a_tie_is_refused(tree, case):
+    series(tree, "1.2.3.4", count=3)
+    series(tree, "1.2.3.5", count=4)
+    series(tree, "1.2.3.6", count=4)
+    error = refused(DataError, tree, case, prefer=("most-slices",))
+    assert error.code == "several-series" and "2 series are equal by every preference" in error.message
+    run_stage(STAGE, case, dicom=tree, prefer=("most-slices", "highest-number"))
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {"1.2.3.6"}
+
+
+def test_what_is_no_image_of_the_series_does_not_count_for_a_rule(tree, case):
+    series(tree, "1.2.3.4")
+    report = image("1.2.3.4", 9, SOPClassUID=SR, Modality="SR")
+    for keyword in ("PixelData", "Rows", "Columns", "SliceThickness"):
+        delattr(report, keyword)
+    put(tree / "report", report)
+    run_stage(STAGE, case, dicom=tree, where="Modality = CT and SliceThickness = 3")
+    assert len(chosen(case)) == 3
+
+
+def test_a_condition_on_pixels_reads_the_candidates(tree, case):
+    series(tree, "1.2.3.4", RescaleSlope=1, RescaleIntercept=0)
+    series(tree, "1.2.3.5", RescaleSlope=1, RescaleIntercept=-1000)
+    where = "Modality = CT and BodyShare > 0.5"
+    pixels = {"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15, "PhotometricInterpretation": "MONOCHROME2"}
+    for path in sorted(tree.rglob("*.dcm")):
+        dataset = pydicom.dcmread(path)
+        for keyword, value in pixels.items():
+            setattr(dataset, keyword, value)
+        dataset.SamplesPerPixel = 1
+        path.write_bytes(saved(dataset))
+    # Stored values are 257 (two bytes of 1) to 771: 257 to 771 HU, or -743 to -229 HU with 1 slice of 3 above -300.
+    run_stage(STAGE, case, dicom=tree, where=where)
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {"1.2.3.4"}
+    assert run_stage(STAGE, case, dicom=tree, where=where).up_to_date
+    os.utime(tree / "1.2.3.5" / "1.dcm", ns=(1, 1))
+    assert why_stale(STAGE, Workspace(case), Params(dicom=tree, where=where)) != []
+
+
+@pytest.fixture
+def rules(tmp_path):
+    def write(text, name="rules.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
+
+
+ROLES = """
+selections:
+  - {name: t2, role: t2, where: SeriesDescription contains t2}
+  - {name: adc, role: adc, where: SeriesDescription contains adc, required: false}
+"""
+
+
+def test_roles_are_written_into_one_workspace(tree, case, rules):
+    series(tree, "1.2.3.4", description="T2 ax", modality="MR")
+    series(tree, "1.2.3.5", count=2, description="ADC", modality="MR")
+    path = rules(ROLES)
+    outcome = run_stage(STAGE, case, dicom=tree, rules=path)
+    assert outcome.workspaces == (case,)
+    assert outcome.artifacts == {case: ("series-t2", "series-adc")}
+    for role, uid, count in (("t2", "1.2.3.4", 3), ("adc", "1.2.3.5", 2)):
+        found = instances_from_json(json.loads((case / f"series-{role}.json").read_text()))
+        assert [i.get("SeriesInstanceUID") for i in found] == [uid] * count
+        assert Workspace(case, use={"series": role}).source_root() == tree
+    assert not (case / "series.json").exists()
+    again = run_stage(STAGE, case, dicom=tree, rules=path)
+    assert again.up_to_date and again.artifacts == outcome.artifacts
+    assert str(path) not in (case / "series-t2.record.json").read_text()
+
+
+def test_a_role_is_made_again_when_its_file_is_gone_or_the_rules_change(tree, case, rules):
+    series(tree, "1.2.3.4", description="T2 ax", modality="MR")
+    path = rules(ROLES)
+    run_stage(STAGE, case, dicom=tree, rules=path)
+    assert not (case / "series-adc.json").exists()
+    assert run_stage(STAGE, case, dicom=tree, rules=path).up_to_date
+    path.write_text(ROLES.replace("required: false", "required: true"))
+    with pytest.raises(MissingError, match="for the role adc"):
+        run_stage(STAGE, case, dicom=tree, rules=path)
+    path.write_text(ROLES)
+    (case / "series-t2.json").unlink()
+    assert not run_stage(STAGE, case, dicom=tree, rules=path).up_to_date
+    assert (case / "series-t2.json").exists()
+
+
+def test_a_role_that_a_person_edited_is_kept(tree, case, rules):
+    series(tree, "1.2.3.4", description="T2 ax", modality="MR")
+    path = rules(ROLES)
+    run_stage(STAGE, case, dicom=tree, rules=path)
+    edited = (case / "series-t2.json").read_text().replace("T2 ax", "T2 AX")
+    (case / "series-t2.json").write_text(edited)
+    put(tree / "1.2.3.4" / "4.dcm", image("1.2.3.4", 4, description="T2 ax", modality="MR"))
+    with pytest.raises(PersonsFileError):
+        run_stage(STAGE, case, dicom=tree, rules=path)
+    assert (case / "series-t2.json").read_text() == edited
+
+
+def test_an_optional_role_that_matches_no_more_is_taken_away(tree, case, rules):
+    series(tree, "1.2.3.4", description="T2 ax", modality="MR")
+    series(tree, "1.2.3.5", description="ADC", modality="MR")
+    path = rules(ROLES)
+    run_stage(STAGE, case, dicom=tree, rules=path)
+    shutil.rmtree(tree / "1.2.3.5")
+    run_stage(STAGE, case, dicom=tree, rules=path)
+    assert sorted(p.name for p in case.glob("series-*.json") if "record" not in p.name) == ["series-t2.json"]
+
+
+def test_roles_of_two_patients_and_a_name_beside_roles_are_refused(tree, case, rules):
+    series(tree, "1.2.3.4", description="T2 ax", modality="MR")
+    series(tree, "1.2.3.5", description="ADC", modality="MR", PatientID="CANARY-2")
+    path = rules(ROLES)
+    error = refused(DataError, tree, case, rules=path)
+    assert error.code == "several-patients" and "CANARY" not in error.message
+    with pytest.raises(UsageError) as caught:
+        run_stage(STAGE, case, as_name="mine", dicom=tree, rules=path)
+    assert caught.value.code == "bad-as"
+
+
+def test_every_match_becomes_a_child_workspace(tree, case):
+    series(tree, "1.2.3.4")
+    series(tree, "1.2.3.5", count=2, description="../../etc")
+    outcome = run_stage(STAGE, case, dicom=tree, all=True)
+    assert outcome.workspaces == (case / "series_001", case / "series_002")
+    assert [len(chosen(case / name)) for name in ("series_001", "series_002")] == [3, 2]
+    assert run_stage(STAGE, case, dicom=tree, all=True).up_to_date
+    shutil.rmtree(tree / "1.2.3.5")
+    assert run_stage(STAGE, case, dicom=tree, all=True).workspaces == (case / "series_001",)
+
+
+def test_children_are_named_after_the_selections(tree, case, rules):
+    series(tree, "1.2.3.4", description="arterial a")
+    series(tree, "1.2.3.5", description="arterial b")
+    series(tree, "1.2.3.6", description="venous")
+    path = rules(
+        "selections:\n - {name: Arterial CT, where: SeriesDescription contains arterial, all: true}\n"
+        " - {name: venous, where: SeriesDescription contains venous}\n"
+    )
+    outcome = run_stage(STAGE, case, dicom=tree, rules=path)
+    assert [p.name for p in outcome.workspaces] == ["arterial_ct_001", "arterial_ct_002", "venous"]
+
+
+def test_several_selections_without_roles_mean_one_series_or_are_refused(tree, case, rules):
+    series(tree, "1.2.3.4", description="arterial")
+    series(tree, "1.2.3.5", description="venous")
+    path = rules(
+        """{"selections": [
+        {"name": "a", "conditions": {"SeriesDescription": "^arterial"}},
+        {"name": "b", "conditions": {"SeriesDescription": "venous$"}},
+        {"name": "c", "conditions": {"Modality": "MR"}}]}""",
+        "rules.json",
+    )
+    assert refused(DataError, tree, case, rules=path).code == "several-series"
+    run_stage(STAGE, case, dicom=tree, rules=path, selection="b")
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {"1.2.3.5"}
+    error = refused(MissingError, tree, case.with_name("none"), rules=path, selection="c")
+    assert error.code == "no-match" and "Modality contains MR: found CT" in error.message
+
+
+@pytest.mark.parametrize(
+    "params, code",
+    [
+        ({"rules": "R", "where": "Modality = CT"}, "two-rules"),
+        ({"rules": "R", "selection": "artrial"}, "no-such-selection"),
+        ({"selection": "a"}, "no-rule-file"),
+        ({"monai_compat": True}, "no-rule-file"),
+        ({"rules": "R", "monai_compat": True, "all": True}, "compat-alone"),
+        ({"prefer": ("thinest",)}, "bad-preference"),
+    ],
+)
+def test_a_call_that_contradicts_itself_is_wrong_before_any_file_is_opened(tree, case, rules, params, code):
+    path = rules('{"selections": [{"name": "arterial", "conditions": {"Modality": "CT"}}]}')
+    params = {name: path if value == "R" else value for name, value in params.items()}
+    assert refused(UsageError, tree / "gone", case, **params).code == code
+
+
+def test_monai_compat_takes_the_old_choice_with_a_warning(tree, case, rules):
+    series(tree, "1.2.3.4", image_type=("ORIGINAL", "PRIMARY", "LOCALIZER"))
+    series(tree, "1.2.3.5")
+    path = rules('{"selections": [{"name": "a", "conditions": {"Modality": "CT"}}]}')
+    run_stage(STAGE, case, dicom=tree, rules=path)
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {"1.2.3.5"}
+    reporter = ListReporter()
+    run_stage(STAGE, case, dicom=tree, rules=path, monai_compat=True, reporter=reporter)
+    assert {i.get("SeriesInstanceUID") for i in chosen(case)} == {"1.2.3.4"}
+    assert "monai-compat" in reporter.codes("warning")
+    path.write_text('{"selections": [{"name": "a", "conditions": {"Modality": ["CT", "MR"]}}]}')
+    with pytest.raises(DataError) as caught:
+        run_stage(STAGE, case, dicom=tree, rules=path, monai_compat=True)
+    assert caught.value.code == "compat-crash"
+
+
+def test_explain_reports_every_condition_also_when_nothing_matches_and_when_up_to_date(tree, case):
+    series(tree, "1.2.3.4")
+    series(tree, "1.2.3.5", modality="MR")
+    for where, results in (("Modality = PT", ["no-match", "no-match"]), ("Modality = MR", ["no-match", "chosen"])):
+        for _ in range(2):
+            reporter = ListReporter()
+            try:
+                run_stage(STAGE, case, dicom=tree, where=where, explain=True, reporter=reporter)
+            except MissingError as error:
+                assert error.code == "no-match"
+            (event,) = [e for e in reporter.events if e["code"] == "report"]
+            (selection,) = event["document"]["selections"]
+            assert [s["result"] for s in selection["series"]] == results
+            assert where in event["message"] and "anary" not in event["message"]
+    assert run_stage(STAGE, case, dicom=tree, where="Modality = MR").up_to_date
+
+
+def test_a_status_says_that_nobody_knows_the_rule_file(tree, case, rules):
+    series(tree, "1.2.3.4", description="T2 ax", modality="MR")
+    run_stage(STAGE, case, dicom=tree, rules=rules(ROLES))
+    ws = Workspace(case)
+    with pytest.raises(MissingError) as caught:
+        why_recorded_is_stale(STAGE, ws, ws.record("series-t2"))
+    assert caught.value.code == "not-named"
 
 
 def test_importing_the_stage_loads_nothing_heavy():
