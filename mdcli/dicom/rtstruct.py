@@ -360,12 +360,12 @@ class _File:
 
 
 def _class_name(uid: str | None) -> str:
+    from pydicom.config import IGNORE
     from pydicom.uid import UID
 
     if uid is None:
         return "an object without SOPClassUID"
-    known = UID(uid)
-    return shown(known.name if known.is_private is False and known.name != uid else uid)
+    return shown(UID(uid, validation_mode=IGNORE).name)
 
 
 def _rois(file: _File, top: Mapping[int, Element]) -> dict[int, Roi]:
@@ -394,7 +394,7 @@ def _look_at_name(file: _File, number: int, name: str | None, parts: Mapping[int
     elif "\ufffd" in name:
         message = f"the name of ROI number {number} can't be decoded by the character set that the file names"
         file.findings.append(Finding("undecodable-name", message, {"number": number}))
-    elif not file.charset.strip(b" \0") and not file.header.raw(parts[_ROI_NAME]).isascii():
+    elif file.charset.strip(b" \0") in (b"", b"ISO_IR 6") and not file.header.raw(parts[_ROI_NAME]).isascii():
         message = f"the name of ROI number {number} goes beyond ASCII, and the file names no character set"
         file.findings.append(Finding("undeclared-characters", message, {"number": number}))
 
@@ -499,7 +499,8 @@ def _coordinates(raw: bytes, where: str) -> NDArray[np.float64]:
     text = raw.strip(b" \0\n\r\t")
     if not text:
         return np.zeros(0)
-    odd = text.translate(None, _NUMBERS)
+    # numpy takes a blank between two separators for a number.
+    odd = text.translate(None, _NUMBERS) or b"\\\\" in text.translate(None, b" \n\r\t")
     values = np.zeros(0)
     if not odd:
         with warnings.catch_warnings():
