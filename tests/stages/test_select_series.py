@@ -549,6 +549,16 @@ def test_a_status_says_that_nobody_knows_the_rule_file(tree, case, rules):
     assert caught.value.code == "not-named"
 
 
+def test_the_tab_key_offers_what_the_library_knows():
+    from mdcli.dicom.selection import PREFERENCES
+    from mdcli.dicom.series import INCLUDABLE
+    from mdcli.stage import fields_of
+
+    offered = {field.name: field.option.complete for field in fields_of(Params) if field.option.complete}
+    assert list(offered["prefer"]()) == list(PREFERENCES)
+    assert sorted(offered["include"]()) == sorted(INCLUDABLE)
+
+
 def test_importing_the_stage_loads_nothing_heavy():
     code = (
         "import sys, mdcli.stages.select_series;"
