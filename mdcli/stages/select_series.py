@@ -42,19 +42,19 @@ _SKIPPED = {
 _HARMLESS = frozenset(("not-dicom", "empty-file", "dicomdir", "not-a-file", "broken-link", "folder-link"))
 
 
-_KINDS = ("localizer", "screen-save", "derived", "parametric-map", "md")
-_PREFERENCES = (
-    "most-slices",
-    "fewest-slices",
-    "thinnest",
-    "thickest",
-    "largest-coverage",
-    "newest",
-    "oldest",
-    "lowest-number",
-    "highest-number",
-)
 _UNNAMED = "series"
+
+
+def _kinds() -> Iterable[str]:
+    from mdcli.dicom.series import INCLUDABLE
+
+    return INCLUDABLE
+
+
+def _preferences() -> Iterable[str]:
+    from mdcli.dicom.selection import PREFERENCES
+
+    return PREFERENCES
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Params:
         Option(
             "Which match to take: most-slices, thinnest, newest ...; may repeat, the first counts most",
             metavar="WORD",
-            complete=lambda: _PREFERENCES,
+            complete=_preferences,
         ),
     ] = ()
     all: Annotated[bool, "Take every match, each as a child workspace"] = False
@@ -94,7 +94,7 @@ class Params:
         Option(
             "localizer, screen-save, derived, parametric-map or md: left out by default; may repeat",
             metavar="KIND",
-            complete=lambda: _KINDS,
+            complete=_kinds,
         ),
     ] = ()
 
