@@ -36,12 +36,14 @@ class Grid:
         affine: 4x4, (i, j, k, 1) to mm, LPS+.
         positions: k to (3,), where the slice's first pixel really lies; a slice that is not in here lies where the affine says.
         images: (SOPInstanceUID, 1-based frame number or None) of every source image to its k.
+        in_patient: its millimetres are the patient's; not those of a projection image.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     positions: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     images: Mapping[tuple[str, int | None], int] = field(default_factory=dict)
+    in_patient: bool = True
 
     @property
     def sizes(self) -> NDArray[np.float64]:
@@ -83,7 +85,8 @@ def grid_of(geometry: Mapping[str, Any]) -> Grid:
     positions: dict[int, NDArray[np.float64]] = {}
     images: dict[tuple[str, int | None], int] = {}
     allowed = max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * float(np.linalg.norm(affine[:3, 2])))
-    for entry in geometry["slices"]:
+    # The slices of a resampled volume lie on another grid than their images.
+    for entry in [] if geometry.get("resampled") else geometry["slices"]:
         at = int(entry["k"])
         if not 0 <= at < k:
             continue
@@ -95,7 +98,8 @@ def grid_of(geometry: Mapping[str, Any]) -> Grid:
         own = np.array(position, np.float64)
         if np.linalg.norm(own - (affine[:3, 3] + at * affine[:3, 2])) <= allowed + SAME_PLANE_MM:
             positions.setdefault(at, own)
-    return Grid((k, j, i), affine, positions, images)
+    in_patient = geometry.get("spacing_plane", "patient") == "patient"
+    return Grid((k, j, i), affine, positions, images, in_patient)
 
 
 def place_frames(seg: Seg, grid: Grid) -> list[Place]:
@@ -106,13 +110,14 @@ def place_frames(seg: Seg, grid: Grid) -> list[Place]:
     position leave open), where the slice's own position counts as much as the uniform grid's; and its far corner is within
     `SAME_PLANE_CORNER_MM` and a tenth of a voxel. It may cover a part of the slice, and lie beside the grid.
 
-    Frames without a plane in the patient lie on the slice that was made from the one image that they refer to, pixel by pixel.
+    Frames without a plane in the patient, and all on a projection image, lie pixel by pixel on the slice that was made from the
+    one image that they refer to.
 
     Raises:
         DataError: `other-grid` with both affines; `seg-without-plane`; `seg-orientations` where frames run across different
             axes.
     """
-    if any(frame.origin is None for frame in seg.frames):
+    if not grid.in_patient or any(frame.origin is None for frame in seg.frames):
         return [_by_reference(seg, frame, grid, n) for n, frame in enumerate(seg.frames)]
     turns: dict[bytes, Any] = {}
     places = []

@@ -38,15 +38,17 @@ IMAGES = series()
 
 def made(
     path: Path,
-    pixels: np.ndarray,
+    pixels: Any,
     kind: str = "BINARY",
     syntax: str = ExplicitVRLittleEndian,
     images: Any = None,
     names: Any = None,
+    count: int | None = None,
     **more: Any,
 ) -> Path:
-    """Write a SEG by highdicom of masks (k, j, i, segment) or of a label map (k, j, i)."""
-    count = pixels.shape[3] if pixels.ndim == 4 else int(pixels.max())
+    """Write a SEG by highdicom of masks (k, j, i, segment), of a label map (k, j, i), or of a `highdicom.Volume` of masks."""
+    if count is None:
+        count = pixels.shape[3] if pixels.ndim == 4 else int(pixels.max())
     algorithm = hd.AlgorithmIdentificationSequence(name="net", version="2", family=codes.DCM.ArtificialIntelligence)
     described = [
         SegmentDescription(
