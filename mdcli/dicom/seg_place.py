@@ -416,10 +416,12 @@ class Stack:
             seen.voxels[number] += int(np.count_nonzero(mask))
             shared += mask
             target[mask] = self.values[number]
-        if not (shared > 1).any():
+        places = np.flatnonzero(shared.ravel() > 1)
+        if not places.size:
             return
         numbers = sorted(found)
-        both = np.array([found[number][shared > 1] for number in numbers], np.int64)
+        # Counts of a plane are exact in float64, whose matrix product is many times faster than that of integers.
+        both = np.array([found[number].ravel()[places] for number in numbers], np.float64)
         pairs = both @ both.T
         for a, b in zip(*np.nonzero(np.triu(pairs, 1)), strict=True):
             pair = (numbers[a], numbers[b])
