@@ -191,14 +191,16 @@ class Workspace:
         record = self.record(leader)
         if record is None or leader in seen:
             return None
-        if kind in record.inputs:
-            return str(record.inputs[kind]["role"])
         leading, _, name = leader.partition("-")
         sibling = role_of(kind, name or None)
-        if (kind, leading) in SIBLINGS:
-            beside = self.record(sibling)
-            if leading not in record.inputs or (beside is not None and beside.key == record.key):
-                return sibling
+        beside = self.record(sibling) if (kind, leading) in SIBLINGS else None
+        if beside is not None and beside.key == record.key:
+            # One run wrote both, whatever of that kind it read.
+            return sibling
+        if kind in record.inputs:
+            return str(record.inputs[kind]["role"])
+        if (kind, leading) in SIBLINGS and leading not in record.inputs:
+            return sibling
         for noted in record.inputs.values():
             found = self._companion(kind, str(noted["role"]), {*seen, leader})
             if found:

@@ -209,6 +209,15 @@ def test_padding_is_the_fill_and_its_mixing_is_told(both, tmp_path):
         run(ws, source="padded", to="fine", order="linear", fill=0.0, controls=Controls(strict=True))
 
 
+def test_a_stage_after_it_reads_the_geometry_that_was_written_with_the_volume(ws):
+    from mdcli.workspace import Workspace
+
+    run(ws)
+    view = Workspace(ws, use={"volume": "new"})
+    view.reading = ("volume", "geometry", "series")
+    assert (view.role_to_read("geometry"), view.role_to_read("series")) == ("geometry-new", "series-coarse")
+
+
 @pytest.mark.parametrize(
     "params, code",
     [
