@@ -190,7 +190,7 @@ def read_seg_header(path: Path) -> Seg:
     Raises:
         MissingError: `no-source`.
         DataError: `not-seg`; `seg-on-slide` for whole-slide coordinates; `seg-syntax` for a transfer syntax that is not read;
-            `deflate-bomb`; `seg-broken` where it contradicts itself or lacks what it needs: frames against NumberOfFrames and
+            `seg-broken` where it contradicts itself or lacks what it needs: frames against NumberOfFrames and
             the length of PixelData, frames of segments that are not described, numbers that are described twice.
 
     Source: DICOM PS3.3 C.8.20.2, C.8.20.3, C.7.6.16.

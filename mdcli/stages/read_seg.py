@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,7 @@ class _Result:
 def run(ws: Workspace, params: Params) -> None:
     """Read what the SEG describes, place its frames, write labels (or masks) and what they mean."""
     from mdcli.dicom.seg_in import open_frames, read_seg_header, seg_digest
+    from mdcli.dicom.seg_place import Stack
 
     if params.own_grid and params.resample:
         raise UsageError("bad-options", "--own-grid and --resample exclude each other")
@@ -72,12 +74,12 @@ def run(ws: Workspace, params: Params) -> None:
     assumed = geometry is not None and not params.own_grid and _assumed(ws, seg, geometry, params.assume_registered)
     grid, kind, places = _placed(ws, seg, geometry, params)
     values = _values(seg)
-    with ws.span("pixels"), open_frames(params.seg, seg, ws.jobs) as frames:
-        from mdcli.dicom.seg_place import Stack
-
-        least = max(1, params.threshold * seg.maximum) if seg.segmentation_type == "FRACTIONAL" else 1
-        stack = Stack(seg, frames, grid, places, values, least)
-        survey = stack.survey()
+    with ExitStack() as opened:
+        with ws.span("pixels"):
+            frames = opened.enter_context(open_frames(params.seg, seg, ws.jobs))
+            least = max(1, params.threshold * seg.maximum) if seg.segmentation_type == "FRACTIONAL" else 1
+            stack = Stack(seg, frames, grid, places, values, least)
+            survey = stack.survey()
         found = _Result(grid, kind, survey, stack, survey.outside)
         if kind == "volume" and survey.outside:
             hint = "load the whole series, or --own-grid keeps the SEG's grid"
