@@ -97,13 +97,17 @@ def refused(workspace: Path, seg: Path, kind: Any = DataError, **params: Any) ->
     return caught.value
 
 
-def segments_of(workspace: Path) -> dict[str, Any]:
+def valid(path: Path) -> dict[str, Any]:
     import jsonschema
 
-    document = json.loads((workspace / "segments.json").read_text())
-    schema = Path(__file__).parents[2] / "mdcli" / "schemas" / "segments.json"
+    document = json.loads(path.read_text())
+    schema = Path(__file__).parents[2] / "mdcli" / "schemas" / path.name
     jsonschema.validate(document, json.loads(schema.read_text()))
     return document
+
+
+def segments_of(workspace: Path) -> dict[str, Any]:
+    return valid(workspace / "segments.json")
 
 
 def masks_of(workspace: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -388,6 +392,12 @@ def test_frames_without_a_plane_lie_on_the_image_they_refer_to(tmp_path):
     read(workspace, seg)
     for value, (mask, _) in masks_of(workspace).items():
         np.testing.assert_array_equal(mask, pixels[..., value - 1])
+    # The millimetres of a projection image are not the patient's, whatever a SEG says.
+    detector = emptied(case, tmp_path / "detector")
+    geometry = json.loads((detector / "geometry.json").read_text()) | {"spacing_plane": "detector"}
+    (detector / "geometry.json").write_text(json.dumps(geometry))
+    read(detector, seg_of(case, tmp_path / "patient.dcm", pixels, moved([5, 0, 0])))
+    np.testing.assert_array_equal(masks_of(detector)[1][0], pixels[..., 0])
     other = make_case(tmp_path / "more", shape=(1, 17, 19))
     other.geometry["frame_of_reference_uid"] = case.geometry["frame_of_reference_uid"]
     assert refused(emptied(other, tmp_path / "other"), seg).code == "seg-without-plane"
@@ -554,7 +564,7 @@ def test_fractions_themselves_are_written_on_request(tmp_path):
     seg = seg_of(case, tmp_path / "seg.dcm", pixels, kind="FRACTIONAL", max_fractional_value=200)
     workspace = emptied(case, tmp_path / "ws")
     read(workspace, seg, scores=True)
-    listed = json.loads((workspace / "scores" / "scores.json").read_text())
+    listed = valid(workspace / "scores" / "scores.json")
     assert (listed["kind"], listed["shape"]) == ("probability", [6, 17, 19])
     np.testing.assert_allclose(listed["affine_lps"], case.affine)
     for entry in listed["classes"]:
