@@ -427,7 +427,9 @@ def execute(
     """
     controls, reporter = controls or Controls(), reporter or Reporter()
     started, clock, cpu = datetime.now(UTC), time.perf_counter(), _cpu_seconds()
-    run = StageRun(stage.name, stage.writes, reporter, controls.strict, controls.jobs or os.cpu_count() or 1)
+    run = StageRun(
+        stage.name, stage.writes, reporter, controls.strict, controls.jobs or os.cpu_count() or 1, controls.rehash
+    )
 
     def say(level: str, code: str, message: str) -> None:
         reporter.event(level, message, code=code, stage=stage.name, case=ws.name)

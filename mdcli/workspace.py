@@ -103,6 +103,7 @@ class StageRun:
     reporter: Reporter
     strict: bool = False
     jobs: int = 1
+    rehash: bool = False
     staged: list[Staged] = field(default_factory=list)
     children: list[str] = field(default_factory=list)
     spans: dict[str, float] = field(default_factory=dict)
@@ -369,6 +370,11 @@ class Workspace:
     def jobs(self) -> int:
         """Return how many cores the stage may use."""
         return self._run.jobs if self._run else (os.cpu_count() or 1)
+
+    @property
+    def rehash(self) -> bool:
+        """Say whether files are to be read again that are as they were noted, by size and time."""
+        return bool(self._run and self._run.rehash)
 
     @property
     def edited(self) -> list[str]:

@@ -17,6 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["NO_COLOR"] = "1"
     for name in [name for name in os.environ if name.startswith("MD_")]:
         del os.environ[name]
+    os.environ["MD_INDEX"] = "off"
 
 
 @pytest.fixture(scope="session")

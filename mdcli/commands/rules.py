@@ -137,11 +137,13 @@ def _rules_json(found: RuleFile) -> dict[str, Any]:
 
 def _scan(source: Path, extra: dict[str, tuple[int, str, bool]]) -> tuple[Path, list[Instance]]:
     from mdcli.dicom.headers import Skipped
-    from mdcli.dicom.tree import list_source, read_entry
+    from mdcli.dicom.index import scan
+    from mdcli.dicom.tree import list_source
     from mdcli.errors import MissingError
+    from mdcli.scan_index import index_file
 
     listing = list_source(source)
-    read = [found for name in listing.names for found in read_entry(listing.root, name, extra)]
+    read = scan(listing, extra, index=index_file(source))
     instances = [found for found in read if not isinstance(found, Skipped)]
     if not instances:
         raise MissingError("no-dicom", f"there is no DICOM instance among {len(read)} files", files=len(read))

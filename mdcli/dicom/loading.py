@@ -242,7 +242,7 @@ def plan_series(files: SourceFiles, instances: Sequence[Instance], wish: Wish) -
         else:
             plans.append(_spatial_plan(files, name, parts, wish))
     if wish.suv:
-        plans = _in_suv(files, plans)
+        plans = _in_suv(files, plans, frames)
     return SeriesPlan(tuple(plans), whole, tuple(dropped), tuple(findings))
 
 
@@ -325,7 +325,7 @@ def _run_plans(
         runs = [run for run in runs if len(run) > 1]
     if not runs:
         raise DataError("irregular-spacing", "no two neighbouring slices make a regular run", slices=len(part.frames))
-    if len(runs) == 1:
+    if len(runs) == 1 and not lonely:
         return [_spatial_plan(files, name, (replace(part, frames=tuple(runs[0])),), wish)]
     digits = len(str(len(runs)))
     return [
@@ -450,12 +450,12 @@ def _regrid(geometry: Geometry, wish: Wish) -> Regrid | None:
     return Regrid(tuple(why), shape, affine, geometry.offsets, made) if why else None
 
 
-def _in_suv(files: SourceFiles, plans: Sequence[Plan]) -> list[Plan]:
+def _in_suv(files: SourceFiles, plans: Sequence[Plan], series: Sequence[Instance]) -> list[Plan]:
     """Return the plans with values in SUV; the scan start is the earliest over the whole series."""
     from mdcli.dicom.suv import suv_factors
 
     slices = [frame for plan in plans for frame in plan.frames]
-    suv = suv_factors(slices, lambda instance: header_of(files, instance))
+    suv = suv_factors(slices, lambda instance: header_of(files, instance), series)
     factors = iter(suv.factors)
     made = []
     for n, plan in enumerate(plans):

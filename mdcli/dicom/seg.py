@@ -282,27 +282,33 @@ def check_carried(document: Mapping[str, Any]) -> None:
 
 
 def make_seg(
-    labels: NDArray[Any], affine: NDArray[np.float64], sources: Sources, segments: Sequence[Described], request: Request
+    labels: NDArray[Any],
+    affine: NDArray[np.float64],
+    sources: Sources,
+    segments: Sequence[Described],
+    request: Request,
+    places: NDArray[np.float64] | None = None,
 ) -> Written:
     """Make a SEG of type BINARY: explicit VR little endian, uncompressed, empty frames left out, every source referenced.
 
     Args:
-        labels: (k, j, i), on the source grid (`check_grid`).
+        labels: (k, j, i), on the source grid (`on_grid`).
         affine: of the source grid, (i, j, k) to mm, LPS+.
         sources: the source images, slice k of the labels at index k.
         segments: as `describe` returns them; at least one.
         request: what else goes in.
+        places: (k,) where each slice lies along the affine's k, in its steps, where they are uneven; None where slice k lies at k.
 
     Raises:
         DataError: `other-grid` where the sources don't lie on the grid; what `mdcli.dicom.text` and `mdcli.dicom.codes` refuse;
             `private-source` for images of a private SOP class.
     """
     findings: list[Finding] = []
-    check_planes(affine, labels.shape, sources.slices)
+    check_planes(affine, labels.shape, sources.slices, places)
     with warnings.catch_warnings(), _collector_off():
         # pydicom's warnings show values, which may be a patient's.
         warnings.simplefilter("ignore")
-        images = _source_images(affine, sources, findings)
+        images = _source_images(affine, sources, findings, even=_is_even(places))
         descriptions = [_description(s, request, findings) for s in segments]
         dataset = _encode(_numbered(labels, segments), images, descriptions, request)
         _settle_invalid(dataset, findings)
@@ -325,7 +331,12 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def check_planes(affine: NDArray[np.float64], shape: Sequence[int], slices: Sequence[SourceSlice]) -> float:
+def check_planes(
+    affine: NDArray[np.float64],
+    shape: Sequence[int],
+    slices: Sequence[SourceSlice],
+    places: NDArray[np.float64] | None = None,
+) -> float:
     """Check that every source plane lies where the grid says, and return the largest distance in mm.
 
     The headers' own rounding keeps slices off a uniform grid; what `load-volume` takes as regular is allowed here too.
@@ -345,13 +356,23 @@ def check_planes(affine: NDArray[np.float64], shape: Sequence[int], slices: Sequ
             raise DataError(
                 "other-grid", f"slice {k + 1} has {source.shape} rows and columns, the labels {tuple(shape[1:])}"
             )
-        expected = np.column_stack([affine[:3, 0], affine[:3, 1], affine[:3, 3] + k * affine[:3, 2]])
+        expected = _plane_at(affine, k, places)
         off = float(np.linalg.norm((source.plane() - expected) @ corners.T, axis=0).max())
         if off > allowed:
             message = f"source {k + 1} lies {off:.3f} mm from slice {k + 1} of the labels"
             raise DataError("other-grid", message, slice=k, off_mm=off)
         worst = max(worst, off)
     return worst
+
+
+def _plane_at(affine: NDArray[np.float64], k: int, places: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Return the 3x3 matrix that takes (i, j, 1) of slice k to mm."""
+    along = k if places is None else float(places[k])
+    return np.column_stack([affine[:3, 0], affine[:3, 1], affine[:3, 3] + along * affine[:3, 2]])
+
+
+def _is_even(places: NDArray[np.float64] | None) -> bool:
+    return places is None or bool(np.allclose(np.diff(places), 1.0, atol=1e-6))
 
 
 def _numbered(labels: NDArray[Any], segments: Sequence[Described]) -> NDArray[Any]:
@@ -366,7 +387,9 @@ def _numbered(labels: NDArray[Any], segments: Sequence[Described]) -> NDArray[An
     return numbered
 
 
-def _source_images(affine: NDArray[np.float64], sources: Sources, findings: list[Finding]) -> list[Dataset]:
+def _source_images(
+    affine: NDArray[np.float64], sources: Sources, findings: list[Finding], *, even: bool
+) -> list[Dataset]:
     """Return one small data set a slice with what highdicom takes from it; the first also has the patient and the study."""
     from pydicom.dataset import Dataset
     from pydicom.uid import UID
@@ -383,9 +406,10 @@ def _source_images(affine: NDArray[np.float64], sources: Sources, findings: list
         findings.append(Finding("no-frame-of-reference", message))
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     spacing = float(abs(affine[:3, 2] @ normal) / np.linalg.norm(normal))
-    if len(slices) == 1:
+    thickness = float(first.get("SliceThickness") or 0) or (spacing if len(slices) > 1 else 0.0)
+    if len(slices) == 1 or not even:
+        # No one number is the distance between uneven slices.
         spacing = 0.0
-    thickness = float(first.get("SliceThickness") or 0) or spacing
     if not thickness:
         raise DataError("source-lacks", "a single slice has no SliceThickness")
     orientation = slices[0].orientation
@@ -807,7 +831,12 @@ class _Extent:
 
 
 def read_back(
-    path: Path, labels: NDArray[Any], affine: NDArray[np.float64], sources: Sources, segments: Iterable[Described]
+    path: Path,
+    labels: NDArray[Any],
+    affine: NDArray[np.float64],
+    sources: Sources,
+    segments: Iterable[Described],
+    places: NDArray[np.float64] | None = None,
 ) -> None:
     """Check a finished SEG against its label map and its sources, both read anew.
 
@@ -822,6 +851,7 @@ def read_back(
         affine: of the labels, (i, j, k) to mm, LPS+.
         sources: read again after the writing.
         segments: what the file must hold.
+        places: as for `make_seg`.
 
     Raises:
         DataError: `read-back-failed`; no message shows a value of the patient's.
@@ -830,14 +860,19 @@ def read_back(
         with warnings.catch_warnings():
             # pydicom's warnings show values, which may be a patient's.
             warnings.simplefilter("ignore")
-            _read_back(path, labels, affine, sources, list(segments))
+            _read_back(path, labels, affine, sources, list(segments), places)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise _failed(f"something in it can't be read ({type(error).__name__})") from error
 
 
 @_collector_off()
 def _read_back(
-    path: Path, labels: NDArray[Any], affine: NDArray[np.float64], sources: Sources, segments: Sequence[Described]
+    path: Path,
+    labels: NDArray[Any],
+    affine: NDArray[np.float64],
+    sources: Sources,
+    segments: Sequence[Described],
+    places: NDArray[np.float64] | None,
 ) -> None:
     from pydicom import dcmread
 
@@ -858,8 +893,8 @@ def _read_back(
     if len(groups) != int(dataset.NumberOfFrames) or packed.size * 8 < len(groups) * rows * columns:
         raise _failed(f"it has {dataset.NumberOfFrames} frames and pixels for {packed.size * 8 // (rows * columns)}")
     corners = np.array([[i, j, 1.0] for i in (0, columns - 1) for j in (0, rows - 1)])
-    deviation = check_planes(affine, labels.shape, slices)
-    _check_measures(shared.PixelMeasuresSequence[0], sources, SAME_GRID_MM + deviation)
+    deviation = check_planes(affine, labels.shape, slices, places)
+    _check_measures(shared.PixelMeasuresSequence[0], sources, SAME_GRID_MM + deviation, affine, even=_is_even(places))
     frames: list[tuple[int, int, Described, NDArray[np.float64]]] = []
     for n, group in enumerate(groups):
         # A file with one segment says so once, for all frames.
@@ -891,8 +926,7 @@ def _read_back(
                 continue
             # The two masks are equal, so that one look at where the voxels lie serves both; the planes are each their own.
             in_file[segment.number].add(ends, plane)
-            wanted = np.column_stack([affine[:3, 0], affine[:3, 1], affine[:3, 3] + k * affine[:3, 2]])
-            in_labels[segment.number].add(ends, wanted)
+            in_labels[segment.number].add(ends, _plane_at(affine, k, places))
     counts = count_labels(labels)
     for number, segment in known.items():
         found, expected = in_file[number], in_labels[number]
@@ -957,15 +991,19 @@ def _check_segments(dataset: Dataset, segments: Sequence[Described]) -> None:
             raise _failed(f"number, label or code of segment {segment.number} ({name}) is not what was asked for")
 
 
-def _check_measures(measures: Dataset, sources: Sources, allowed: float) -> None:
+def _check_measures(
+    measures: Dataset, sources: Sources, allowed: float, affine: NDArray[np.float64], *, even: bool
+) -> None:
     """Hold pixel spacing, slice thickness and distance in mm against the sources."""
     slices = sources.slices
     normal = np.cross(*slices[0].orientation)
     span = float(abs((slices[-1].position - slices[0].position) @ normal) / np.linalg.norm(normal))
     step = span / (len(slices) - 1) if len(slices) > 1 else 0.0
+    if not even:
+        step = float(abs(affine[:3, 2] @ normal) / np.linalg.norm(normal))
     wanted = {"SliceThickness": float(sources.first.get("SliceThickness") or 0) or step}
     if len(slices) > 1:
-        wanted["SpacingBetweenSlices"] = step
+        wanted["SpacingBetweenSlices"] = step if even else 0.0
     for keyword, value in wanted.items():
         if abs(float(measures.get(keyword) or 0) - value) > allowed:
             raise _failed(f"its {keyword} is {measures.get(keyword)}, that of the sources {value:.6g}")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdcli.dicom.geometry import TILT_DEGREES, TILT_VOXELS
-from mdcli.errors import ConfigError, DataError
+from mdcli.errors import ConfigError
 from mdcli.inference.card import AS_ACQUIRED, Input
 
 MAX_GRID_VOXELS = 1 << 33
@@ -148,16 +148,16 @@ def closest_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
-def refuse_sheared(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> None:
-    """Refuse a volume whose axes are not at right angles: a network's grid along them would not be what it was trained on.
+def shear_of(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Say whether a volume's axes are off the right angle: a network's grid along them would not be what it was trained on.
 
     Args:
         shape: (k, j, i).
         affine: 4x4, (i, j, k) to mm, LPS+.
 
-    Raises:
-        DataError: `sheared-volume` where two axes are off the right angle by more than 0.05 degree, which shifts one end of the
-            volume against the other by more than a tenth of a voxel.
+    Returns:
+        How far two axes are off, degrees, and by how many voxels that shifts one end of the volume against the other, where it is
+        more than 0.05 degree and a tenth of a voxel; None where it is not.
     """
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     cosines = np.abs((affine[:3, :3] / sizes).T @ (affine[:3, :3] / sizes))
@@ -165,9 +165,8 @@ def refuse_sheared(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> 
         degrees = math.degrees(math.asin(min(float(cosines[a, b]), 1.0)))
         voxels = float(cosines[a, b] * (shape[2 - b] - 1) * sizes[b] / sizes[a])
         if degrees > TILT_DEGREES and voxels > TILT_VOXELS:
-            message = f"the axes {'ijk'[a]} and {'ijk'[b]} are {degrees:.2f} degrees off the right angle"
-            message += f", which shifts the ends of the volume by {voxels:.3g} voxels"
-            raise DataError("sheared-volume", message, degrees=degrees, voxels=voxels)
+            return degrees, voxels
+    return None
 
 
 def network_grid(shape: tuple[int, int, int], affine: NDArray[np.float64], wanted: Input) -> Grid:

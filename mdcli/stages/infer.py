@@ -51,7 +51,7 @@ def run(ws: Workspace, params: Params) -> None:
     """Check that the volume suits the model, run it window by window, write labels and what they mean."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from mdcli.inference.grid import network_grid, refuse_sheared
+    from mdcli.inference.grid import network_grid
     from mdcli.inference.predict import make_plan, predict
     from mdcli.inference.preprocess import Preprocessor
 
@@ -64,17 +64,22 @@ def run(ws: Workspace, params: Params) -> None:
         with ws.span("check"):
             volume, geometry = ws.read_volume("volume"), ws.read_json("geometry")
             _check_grid(volume, geometry)
-            refuse_sheared(volume.array.shape, volume.affine)
+            _check_plane(volume, card)
             out_of_scope = _check_scope(ws, card, volume, geometry, params.accept_out_of_scope)
-            grid = network_grid(volume.array.shape, volume.affine, card.input)
+            upright = _upright(ws, volume)
+            grid = network_grid(upright.array.shape, upright.affine, card.input)
         with ws.span("statistics"):
-            padding = _padding(geometry) if card.input.padding == "exclude" else None
-            preprocessor = Preprocessor(volume.array, grid, card.input.intensity, padding)
+            on_slices = upright is volume and geometry.get("resampled") is None
+            padding = _padding(geometry, on_slices) if card.input.padding == "exclude" else None
+            preprocessor = Preprocessor(upright.array, grid, card.input.intensity, padding)
         with ws.span("open"):
             session, workers = opening.result()
-    plan = make_plan(card, session, volume.array.shape, volume.affine)
+    plan = make_plan(card, session, upright.array.shape, upright.affine)
     with ws.span("predict"):
-        found = _write_labels(ws, card, volume, predict(plan, card, session, preprocessor, workers))
+        slabs = predict(plan, card, session, preprocessor, workers)
+        found = _write_labels(
+            ws, card, volume, slabs if upright is volume else _brought_back(ws, volume, upright, slabs)
+        )
     ws.engine_facts(session.facts())
     _write_segments(ws, model, session, geometry, found, out_of_scope)
 
@@ -147,6 +152,54 @@ def _check_grid(volume: Volume, geometry: Mapping[str, Any]) -> None:
         raise DataError(
             "grids-differ", f"a corner of volume lies {apart:.3g} mm from where geometry says", apart_mm=apart
         )
+
+
+def _check_plane(volume: Volume, card: Card) -> None:
+    """Refuse an image without a plane in the patient for a model that asks for one, or for millimetres."""
+    from mdcli.errors import DataError
+    from mdcli.imaging.nifti import PATIENT
+    from mdcli.inference.card import AS_ACQUIRED
+
+    wanted = (card.input.orientation, card.input.spacing)
+    if volume.plane != PATIENT and wanted != (AS_ACQUIRED, AS_ACQUIRED):
+        raise DataError(
+            "no-patient-plane",
+            f"the image has no plane in the patient (its spacing: {volume.plane}), the model {card.name} wants one",
+            plane=volume.plane,
+        )
+
+
+def _upright(ws: Workspace, volume: Volume) -> Volume:
+    """Return the volume with its axes at right angles, as a network was trained on: resampled where it is sheared."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from mdcli.imaging.resample import orthogonal_grid, resample
+    from mdcli.inference.grid import shear_of
+
+    sheared = shear_of(volume.array.shape, volume.affine)
+    if sheared is None:
+        return volume
+    text = f"the volume is sheared by {sheared[0]:.2f} degrees: the model runs at right angles, the labels go back to its slices"
+    ws.warn("sheared-volume", text, degrees=sheared[0], voxels=sheared[1])
+    shape, affine = orthogonal_grid(volume.array.shape, volume.affine)
+    lowest = min(float(plane.min()) for plane in volume.array)
+    slabs = resample(volume.array, volume.affine, shape, affine, order="linear", fill=lowest, jobs=ws.jobs)
+    return replace(volume, array=np.concatenate(list(slabs)), affine=affine)
+
+
+def _brought_back(
+    ws: Workspace, volume: Volume, upright: Volume, slabs: Iterator[NDArray[Any]]
+) -> Iterator[NDArray[Any]]:
+    """Give labels of the upright grid on the volume's own, each voxel by the nearest one."""
+    import numpy as np
+
+    from mdcli.imaging.resample import resample
+
+    labels = np.concatenate(list(slabs))
+    shape = volume.array.shape
+    yield from resample(labels, upright.affine, shape, volume.affine, order="nearest", fill=0, jobs=ws.jobs)
 
 
 def _check_scope(
@@ -235,14 +288,16 @@ def _patient_sources(
         message = f"series.json does not list the source of slice {missing + 1}"
         raise DataError("bad-artifact", message, hint="run md load-volume again")
     used = [scanned[entry["path"]] for entry in slices]
+    # Frames share a file.
+    used = list({entry["path"]: entry for entry in used}.values())
     files = [(entry["path"], entry["size"]) for entry in used]
     return ws.source_root("series"), files, [entry["header_sha256"] for entry in used]
 
 
-def _padding(geometry: Mapping[str, Any]) -> list[tuple[float, float] | None] | None:
-    """Return for each slice the lowest and the highest value that mean padding."""
+def _padding(geometry: Mapping[str, Any], on_slices: bool) -> list[tuple[float, float] | None] | None:
+    """Return for each slice the lowest and the highest value that mean padding; none where slices differ and were resampled."""
     padding = geometry.get("padding")
-    if not padding:
+    if not padding or not (on_slices or padding["range"]):
         return None
     ranges = padding["range_by_slice"] or [padding["range"]] * geometry["shape"][0]
     return [tuple(pair) if pair else None for pair in ranges]

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _PICKS = ("echo=", "b=", "time=", "phase=", "type=", "kernel=", "acquisition=", "orientation=", "volume=")
 
 
+def _picks() -> tuple[str, ...]:
+    return _PICKS
+
+
 @dataclass(frozen=True)
 class Params:
     """What you can ask."""
@@ -27,7 +31,7 @@ class Params:
         Option(
             "Which of several volumes: echo=1, b=1000, orientation=axial, EchoTime=4.6, volume=2; may repeat",
             metavar="NAME=VALUE",
-            complete=lambda: _PICKS,
+            complete=_picks,
         ),
     ] = ()
     on_many: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -139,7 +139,9 @@ def run(ws: Workspace, params: Params) -> None:
     for note in asked.notes:
         ws.warn("rules-ignored", note)
     with ws.span("headers"):
-        found = _read(ws.progress(listing.names, "reading headers"), listing.root, asked.extra)
+        found = _read(
+            params, listing, asked.extra, lambda names: ws.progress(names, "reading headers"), reread=ws.rehash
+        )
     instances, skipped = _instances(found, params), [*listing.skipped, *(f for f in found if isinstance(f, Skipped))]
 
     with SourceFiles(listing.root) as files:
@@ -230,11 +232,20 @@ def _listing(params: Params) -> Listing:
     return list_source(params.dicom)
 
 
-def _read(names: Iterable[str], root: Path, asked: Mapping[str, tuple[int, str, bool]]) -> list[Instance | Skipped]:
-    from mdcli.dicom.tree import read_entry
+def _read(
+    params: Params,
+    listing: Listing,
+    asked: Mapping[str, tuple[int, str, bool]],
+    progress: Callable[[Iterable[str]], Iterable[str]] | None = None,
+    *,
+    reread: bool = False,
+) -> list[Instance | Skipped]:
+    """Return what is in every file of the source: of those that are as the user's index has them, without opening them."""
+    from mdcli.dicom.index import scan
+    from mdcli.scan_index import index_file
 
-    extra = {**_PATIENT, **asked}
-    return [found for name in names for found in read_entry(root, name, extra)]
+    assert params.dicom is not None
+    return scan(listing, asked, _PATIENT, index=index_file(params.dicom), progress=progress, reread=reread)
 
 
 def _instances(found: Iterable[Instance | Skipped], params: Params) -> list[Instance]:
@@ -269,7 +280,7 @@ def report(ws: Workspace, params: Params) -> None:
     from mdcli.dicom.opening import SourceFiles
 
     asked, listing = _asked(params), _listing(params)
-    instances = _instances(_read(listing.names, listing.root, asked.extra), params)
+    instances = _instances(_read(params, listing, asked.extra), params)
     with SourceFiles(listing.root) as files:
         _report(ws, _judged(asked, instances, files, params, ws.jobs))
 
@@ -534,7 +545,8 @@ def sources(ws: Workspace, params: Params) -> Sources | None:
     asked, listing = _asked(params), _listing(params)
 
     def digest() -> str:
-        return _digest(_read(listing.names, listing.root, {}))
+        # It is asked for where a stat differs, or must not be believed.
+        return _digest(_read(params, listing, {}, reread=True))
 
     # The digest is of the headers alone.
     return Sources(listing.root, listing.names, digest=None if asked.asks_pixels else cache(digest))

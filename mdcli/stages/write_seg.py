@@ -61,7 +61,10 @@ def _images(ws: Workspace) -> _Images:
     geometry, series = ws.read_json("geometry"), ws.read_json("series")
     with _reading("geometry.json"):
         entries: list[dict[str, Any]] = sorted(geometry["slices"], key=lambda entry: int(entry["k"]))
-        if [entry["k"] for entry in entries] != list(range(geometry["shape"][0])):
+        _refuse_unplaced(geometry, entries)
+        resampled = geometry.get("resampled")
+        count = resampled["source_shape"][0] if resampled else geometry["shape"][0]
+        if [entry["k"] for entry in entries] != list(range(count)):
             raise DataError("bad-artifact", "geometry.json does not name one source image for every slice")
         paths = [_text(entry["path"]) for entry in entries]
         for entry in entries:
@@ -78,6 +81,26 @@ def _images(ws: Workspace) -> _Images:
         hint = "run md load-volume again"
         raise DataError("bad-artifact", f"series.json does not list the source of slice {missing + 1}", hint=hint)
     return _Images(entries, [(path, known[path][0]) for path in paths], [known[path][1] for path in paths])
+
+
+def _refuse_unplaced(geometry: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    """Refuse a volume that no DICOM images stand behind one by one, slice for slice, in the patient.
+
+    Raises:
+        DataError: `no-sources`, `four-dimensional`, `no-patient-plane`, `multi-frame-source`.
+    """
+    if not entries:
+        raise DataError("no-sources", "no DICOM images stand behind the volume, which a SEG would refer to")
+    if geometry.get("dimension"):
+        hint = "load one volume of the series, with --pick"
+        raise DataError("four-dimensional", "the volume has a fourth axis, a SEG has none", hint=hint)
+    if geometry.get("spacing_plane", "patient") != "patient":
+        raise DataError(
+            "no-patient-plane", "the image has no plane in the patient, which write-seg can't yet write for"
+        )
+    if any(entry.get("frame") is not None or entry.get("tile") is not None for entry in entries):
+        text = "the slices are frames of multi-frame objects or mosaics, which write-seg can't yet write for"
+        raise DataError("multi-frame-source", text)
 
 
 def _text(value: Any) -> str:
@@ -145,6 +168,14 @@ def run(ws: Workspace, params: Params) -> None:
     labels = on_grid(found, geometry)
     if labels.affine is not found.affine:
         ws.note("labels-put-in-order", "the labels' axes run another way than the source grid's: put in its order")
+    places = None
+    if geometry.get("resampled"):
+        from mdcli.imaging.source_planes import on_source_planes
+
+        labels, places = on_source_planes(labels, geometry["resampled"])
+        why = " and ".join(geometry["resampled"]["why"])
+        text = f"the volume was resampled ({why}): the labels are brought back to the planes of its images, by the nearest voxel"
+        ws.note("labels-brought-back", text)
     with ws.span("count"), _reading("segments.json"):
         check_carried(document)
         segments, notes = describe(labels.array, document)
@@ -168,7 +199,7 @@ def run(ws: Workspace, params: Params) -> None:
         description=params.description,
     )
     with ws.span("encode"):
-        written = make_seg(labels.array, labels.affine, sources, segments, request)
+        written = make_seg(labels.array, labels.affine, sources, segments, request, places)
     say(list(written.findings))
     if request.edited:
         who = ", ".join(ws.edited)
@@ -181,7 +212,7 @@ def run(ws: Workspace, params: Params) -> None:
             written.write(file)
         with ws.span("read-back"):
             again = open_sources(root, images.files)
-            read_back(path, labels.array, labels.affine, again, segments)
+            read_back(path, labels.array, labels.affine, again, segments, places)
 
 
 def preload(params: Params) -> None:

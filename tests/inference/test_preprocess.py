@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from mdcli.errors import ConfigError, DataError
 from mdcli.inference.card import Clip, Input, Normalize, Scale
-from mdcli.inference.grid import closest_axes, network_grid, refuse_sheared
+from mdcli.inference.grid import closest_axes, network_grid, shear_of
 from mdcli.inference.preprocess import Preprocessor, Statistics, apply_steps
 
 MONAI = Path(__file__).parent / "data" / "monai.npz"
@@ -185,17 +185,16 @@ def test_a_volume_of_one_value_is_normalised_to_nothing():
     np.testing.assert_array_equal(apply_steps(np.full(3, 7, np.float32), (Normalize(None, None),), Statistics(7, 0)), 0)
 
 
-def test_a_tilted_stack_is_refused_and_a_rounded_one_is_not():
+def test_a_tilted_stack_is_sheared_and_a_rounded_one_is_not():
     tilted = AXIAL.copy()
     # 1 degree: 2.5 mm x tan 1 = 0.0436 mm a slice, over 39 slices 1.7 mm, 2.1 pixels of 0.8 mm.
     tilted[1, 2] = 2.5 * np.tan(np.radians(1))
-    with pytest.raises(DataError) as error:
-        refuse_sheared((40, 64, 64), tilted)
-    assert error.value.code == "sheared-volume" and error.value.numbers["degrees"] == pytest.approx(1, abs=1e-3)
+    found = shear_of((40, 64, 64), tilted)
+    assert found == pytest.approx((1, 39 * 2.5 * np.sin(np.radians(1)) / np.cos(np.radians(1)) / 0.8), abs=1e-2)
     rounded = AXIAL.copy()
     rounded[1, 2] = 2.5 * np.tan(np.radians(0.04))
-    refuse_sheared((40, 64, 64), rounded)
-    refuse_sheared((3, 64, 64), tilted @ np.diag([20, 20, 1, 1]))
+    assert shear_of((40, 64, 64), rounded) is None
+    assert shear_of((3, 64, 64), tilted @ np.diag([20, 20, 1, 1])) is None
 
 
 def test_a_spacing_that_makes_a_mountain_of_voxels_is_refused():
