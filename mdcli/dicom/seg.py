@@ -589,17 +589,43 @@ def _description(segment: Described, request: Request, findings: list[Finding]) 
         parameters=_parameters(request.document) or None,
     )
     colour = entry.get("colour")
+    tracked = bool(entry.get("tracking_id") and entry.get("tracking_uid"))
     described = SegmentDescription(
         segment_number=segment.number,
         segment_label=name,
         segmented_property_category=category,
         segmented_property_type=kind,
         algorithm_type=origin,
-        algorithm_identification=identification,
+        algorithm_identification=None if origin == "MANUAL" else identification,
+        tracking_id=check_text("TrackingID", str(entry["tracking_id"])) if tracked else None,
+        tracking_uid=check_text("TrackingUID", str(entry["tracking_uid"])) if tracked else None,
         display_color=CIELabColor.from_rgb(*colour) if colour else None,
     )
     described.SegmentDescription = check_text("SegmentDescription", f"Label value {segment.value}")
+    (item,) = described.SegmentedPropertyTypeCodeSequence
+    _add_codes(item, "SegmentedPropertyTypeModifierCodeSequence", entry.get("type_modifiers"), name, findings)
+    region = entry.get("anatomic_region")
+    if region:
+        _add_codes(described, "AnatomicRegionSequence", [region], name, findings)
+        (place,) = described.AnatomicRegionSequence
+        modifiers = entry.get("anatomic_region_modifiers")
+        _add_codes(place, "AnatomicRegionModifierSequence", modifiers, name, findings)
     return described
+
+
+def _add_codes(
+    holder: Dataset, keyword: str, entries: Sequence[Mapping[str, Any]] | None, name: str, findings: list[Finding]
+) -> None:
+    from highdicom.sr import CodedConcept
+    from pydicom.sequence import Sequence as Items
+
+    coded = []
+    for entry in entries or ():
+        code, about = checked_code(entry, name)
+        coded.append(CodedConcept.from_code(code))
+        findings += [finding for finding in about if finding not in findings]
+    if coded:
+        setattr(holder, keyword, Items(coded))
 
 
 def _parameters(document: Mapping[str, Any]) -> dict[str, str]:
@@ -987,6 +1013,11 @@ def _check_segments(dataset: Dataset, segments: Sequence[Described]) -> None:
             code(item.SegmentedPropertyTypeCodeSequence),
         )
         category = asked(segment.entry, "category", "segmented property category")
+        kind = item.SegmentedPropertyTypeCodeSequence[0]
+        sides = [code([m]) for m in kind.get("SegmentedPropertyTypeModifierCodeSequence") or ()]
+        wanted = [asked({"type": m}, "type", name) for m in segment.entry.get("type_modifiers") or ()]
+        if sides != wanted:
+            raise _failed(f"the modifiers of segment {segment.number} ({name}) are not those that were asked for")
         if found != (segment.number, name.strip(), category, asked(segment.entry, "type", name)):
             raise _failed(f"number, label or code of segment {segment.number} ({name}) is not what was asked for")
 

@@ -19,7 +19,7 @@ from mdcli.dicom.headers import read_instance
 from mdcli.dicom.series import series_to_json
 from mdcli.errors import ConfigError, DataError, MissingError
 from mdcli.execution import Controls, why_stale
-from mdcli.imaging.nifti import read_nifti, write_nifti
+from mdcli.imaging.nifti import nifti_header, read_nifti, write_nifti
 from mdcli.stages import infer
 from mdcli.stages.infer import STAGE, Params
 from mdcli.testing import ListReporter, run_stage
@@ -469,11 +469,43 @@ def test_an_empty_result_is_a_result_or_an_error_as_the_card_says(tmp_path):
     assert refused(workspace(tmp_path / "two", values), DataError, organ) == "empty-result"
 
 
-def test_a_sheared_volume_is_refused(tmp_path):
+def test_a_sheared_volume_is_run_at_right_angles_and_its_labels_come_back_to_its_slices(tmp_path):
     affine = AXIAL.copy()
     affine[1, 2] = 2.0
-    ws = workspace(tmp_path / "ws", affine=affine)
-    assert refused(ws, DataError, write_model(tmp_path / "tiny", bands())) == "sheared-volume"
+    # Each slice has one value, so that what a voxel's neighbours in the plane are makes no difference.
+    values = np.repeat(np.array([-50, 50, 150, 50, -50, 150], np.int16), 20).reshape(6, 5, 4)
+    ws = workspace(tmp_path / "ws", values, affine=affine)
+    reporter = ListReporter()
+    run_stage(STAGE, ws, model=str(write_model(tmp_path / "tiny", bands())), reporter=reporter)
+    np.testing.assert_array_equal(labels_of(ws), np.repeat([0, 1, 2, 1, 0, 2], 20).reshape(6, 5, 4))
+    np.testing.assert_allclose(read_nifti(ws.path / "labels.nii").affine, affine)
+    assert "sheared-volume" in reporter.codes("warning")
+
+
+def test_a_structure_in_a_sheared_volume_lies_where_it_lay(tmp_path):
+    affine = AXIAL.copy()
+    affine[0, 2] = 1.5 * abs(affine[0, 0])
+    values = np.full((8, 24, 40), -50, np.int16)
+    values[2:6, 6:14, 10:30] = 150
+    ws = workspace(tmp_path / "ws", values, affine=affine)
+    run_stage(STAGE, ws, model=str(write_model(tmp_path / "tiny", bands())))
+    found = labels_of(ws) == 2
+    inside = np.zeros_like(found)
+    inside[2:6, 7:13, 12:28] = True
+    outside = np.ones_like(found)
+    outside[2:6, 5:15, 8:32] = False
+    assert found[inside].all() and not found[outside].any()
+
+
+def test_an_image_without_a_plane_in_the_patient_is_no_case_for_a_model_that_wants_one(tmp_path):
+    ws = workspace(tmp_path / "ws", np.zeros((1, 5, 4), np.int16))
+    (ws.path / "volume.nii").write_bytes(
+        nifti_header((1, 5, 4), "int16", AXIAL, "HU", plane="detector") + bytes(2 * 20)
+    )
+    assert (
+        refused(ws, DataError, write_model(tmp_path / "tiny", bands(), card(inputs0={"orientation": "RAS"})))
+        == "no-patient-plane"
+    )
 
 
 def test_a_volume_that_is_not_where_geometry_says_is_refused(tmp_path):

@@ -15,10 +15,12 @@ from mdcli.errors import DataError, MissingError, UsageError
 from mdcli.execution import Controls
 from mdcli.imaging.nifti import write_nifti
 from mdcli.stage import Stage
+from mdcli.stages import load_volume
 from mdcli.stages.write_seg import STAGE
 from mdcli.testing import ListReporter, run_stage
 from mdcli.workspace import Workspace
-from tests.seg_cases import make_case, make_workspace
+from tests.made_series import workspace, write_series
+from tests.seg_cases import make_case, make_workspace, segments_document
 
 
 @pytest.fixture(autouse=True)
@@ -277,3 +279,85 @@ def test_the_patient_is_in_the_object_and_nowhere_else(tmp_path, capfd):
     for canary in ("Canary", "CANARYID", "19010203"):
         assert canary not in said
     assert str(pydicom.dcmread(workspace / "seg.dcm").PatientName).startswith("Canary")
+
+
+def _loaded(folder: Path, positions, **params) -> tuple[Path, np.ndarray]:
+    """Load a made CT whose slices lie at these positions; return its workspace and the labels of a block of 12 x 16 pixels."""
+    values = np.zeros((len(positions), 24, 32), np.uint16)
+    series = write_series(folder / "dicom", values, ImagePositionPatient=[list(map(float, p)) for p in positions])
+    place = workspace(folder / "ws", series)
+    run_stage(load_volume.STAGE, place, **params)
+    return place, values
+
+
+def _segment(place: Path, labels: np.ndarray, affine: np.ndarray) -> None:
+    with (place / "labels.nii").open("wb") as file:
+        write_nifti(file, labels, affine)
+    (place / "segments.json").write_text(json.dumps(segments_document(values=(1,))))
+
+
+@pytest.mark.parametrize(
+    "positions, params",
+    [
+        pytest.param([(5, 7, 0), (5, 7, 3), (5, 7, 6), (5, 7, 12), (5, 7, 15)], {"on_gap": "resample"}, id="a gap"),
+        pytest.param([(5, 7, 0), (5, 7, 3), (5, 7, 6), (5, 7, 10), (5, 7, 15)], {"on_gap": "resample"}, id="uneven"),
+        pytest.param([(5, 7 + k, 3 * k) for k in range(5)], {}, id="sheared"),
+        pytest.param([(5, 7 + k, 3 * k) for k in range(5)], {"untilt": True}, id="untilted"),
+    ],
+)
+def test_labels_of_tilted_and_uneven_series_lie_on_the_planes_of_their_images(tmp_path, positions, params):
+    place, _ = _loaded(tmp_path, positions, **params)
+    volume = Workspace(place).read_volume("volume")
+    # All voxels whose centre lies in a box of the patient: x 14 to 40 mm, y 15 to 35 mm, every z.
+    k, j, i = np.indices(volume.array.shape)
+    mm = np.einsum("ab,bkji->akji", volume.affine, np.stack([i, j, k, np.ones_like(i)]).astype(float))
+    box = (mm[0] > 14) & (mm[0] < 40) & (mm[1] > 15) & (mm[1] < 35)
+    _segment(place, box.astype(np.uint8), volume.affine)
+    run_stage(STAGE, place)
+    seg = pydicom.dcmread(place / "seg.dcm")
+    assert len(seg.PerFrameFunctionalGroupsSequence) == len(positions)
+    frames = seg.pixel_array
+    for frame, group in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+        assert tuple(origin) in {tuple(map(float, p)) for p in positions}
+        rows, columns = np.nonzero(frame)
+        # PixelSpacing of the made series is [2.0, 1.5]: the box ends within a pixel of the volume's, and the nearest voxel is within
+        # half a pixel more.
+        x, y = origin[0] + 1.5 * columns, origin[1] + 2.0 * rows
+        assert abs(x.min() - 14) <= 1.5 * 1.5 and abs(x.max() - 40) <= 1.5 * 1.5
+        assert abs(y.min() - 15) <= 2.0 * 1.5 and abs(y.max() - 35) <= 2.0 * 1.5
+
+
+def test_a_volume_without_images_or_with_a_fourth_axis_is_refused_by_name(tmp_path):
+    workspace_path = make_workspace(make_case(tmp_path), tmp_path / "ws")
+    geometry = json.loads((workspace_path / "geometry.json").read_text())
+    fourth = {"name": "echo", "keywords": ["EchoTime"], "unit": "ms", "values": [1, 2]}
+    for change, code in (
+        ({"slices": []}, "no-sources"),
+        ({"dimension": fourth}, "four-dimensional"),
+        ({"spacing_plane": "detector"}, "no-patient-plane"),
+        ({"slices": [entry | {"frame": 1} for entry in geometry["slices"]]}, "multi-frame-source"),
+    ):
+        (workspace_path / "geometry.json").write_text(json.dumps(geometry | change))
+        assert refused(workspace_path) == code
+
+
+def test_left_and_right_tracking_and_region_go_into_the_object(tmp_path):
+    left = {"value": "7771000", "scheme": "SCT", "meaning": "Left"}
+    liver = {"value": "10200004", "scheme": "SCT", "meaning": "Liver"}
+    workspace_path = make_workspace(make_case(tmp_path), tmp_path / "ws")
+    document = json.loads((workspace_path / "segments.json").read_text())
+    for n, entry in enumerate(document["segments"]):
+        entry |= {
+            "type_modifiers": [left],
+            "anatomic_region": liver,
+            "tracking_id": f"t{n}",
+            "tracking_uid": f"1.2.3.{n}",
+        }
+    (workspace_path / "segments.json").write_text(json.dumps(document))
+    run_stage(STAGE, workspace_path)
+    item = pydicom.dcmread(workspace_path / "seg.dcm").SegmentSequence[0]
+    modifier = item.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence[0]
+    assert (modifier.CodeValue, modifier.CodeMeaning) == ("7771000", "Left")
+    assert item.AnatomicRegionSequence[0].CodeValue == "10200004"
+    assert (item.TrackingID, item.TrackingUID) == ("t0", "1.2.3.0")
