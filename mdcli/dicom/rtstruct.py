@@ -45,6 +45,8 @@ OPEN = ("POINT", "OPEN_PLANAR", "OPEN_NONPLANAR")
 ALGORITHMS = ("AUTOMATIC", "SEMIAUTOMATIC", "MANUAL")
 
 _MOST_ITEMS = 1 << 20
+# As many as a label map has values.
+_MOST_ROIS = 65535
 _MOST_TEXT = 1024
 _NAMED = 8
 _PARALLEL_DEGREES = 0.5
@@ -92,7 +94,7 @@ class Roi:
 
     Attributes:
         number: ROINumber.
-        name: ROIName, or `ROI` and the number where it has none.
+        name: ROIName, control characters escaped, or `ROI` and the number where it has none.
         frame_of_reference_uid: that its coordinates are in; None where nothing says.
         algorithm: AUTOMATIC, SEMIAUTOMATIC or MANUAL; None where the file says none of them.
         colour: red, green, blue, 0 to 255; None where there is none.
@@ -335,7 +337,8 @@ class _File:
 
     def items(self, found: Mapping[int, Element], tag: int) -> list[Item]:
         """Return the items of a sequence; none where it is not there."""
-        return self.header.items(found[tag], _MOST_ITEMS) if tag in found else []
+        most = _MOST_ROIS if tag in (_ROIS, _ROI_CONTOURS, _OBSERVATIONS) else _MOST_ITEMS
+        return self.header.items(found[tag], most) if tag in found else []
 
     def text(self, found: Mapping[int, Element], tag: int, vr: str) -> str | None:
         """Return one text, None where it is not there or empty."""
@@ -381,7 +384,7 @@ def _rois(file: _File, top: Mapping[int, Element]) -> dict[int, Roi]:
         algorithm = file.text(parts, _ALGORITHM, "CS")
         found[number] = Roi(
             number,
-            name or f"ROI {number}",
+            "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) if name else f"ROI {number}",
             file.text(parts, _ROI_FRAME, "UI"),
             algorithm if algorithm in ALGORITHMS else None,
         )
@@ -571,19 +574,25 @@ def grid_of(geometry: Mapping[str, Any]) -> Grid:
     """Return the slices that `geometry.json` describes; a 4-D volume's are those of its spatial grid.
 
     Raises:
-        DataError: `bad-artifact`.
+        DataError: `no-position` for an image that has no plane in the patient; `bad-artifact`.
     """
+    plane = geometry.get("spacing_plane", "patient")
+    if plane != "patient":
+        text = f"contours are in the patient's millimetres, the image's plane is {shown(str(plane))}"
+        raise DataError("no-position", text)
     try:
         k, j, i = (int(v) for v in geometry["shape"])
         affine = np.array(geometry["affine_lps"], np.float64).reshape(4, 4)
         positions = affine[:3, 3] + np.arange(k)[:, None] * affine[:3, 2]
         images: dict[str, set[int]] = {}
-        # A resampled volume does not lie on the planes of its sources.
-        placed = [] if geometry.get("resampled") else geometry["slices"]
-        for entry in reversed(placed):
-            positions[entry["k"]] = np.array(entry["position_mm"], np.float64).reshape(3)
-        for entry in geometry["slices"]:
-            images.setdefault(str(entry["sop_instance_uid"]), set()).add(int(entry["k"]))
+        resampled = bool(geometry.get("resampled"))
+        for entry in reversed(geometry["slices"]):
+            # A resampled volume does not lie on the planes of its sources, which any of its slices may be made of.
+            images.setdefault(str(entry["sop_instance_uid"]), set()).update(
+                range(k) if resampled else [int(entry["k"])]
+            )
+            if not resampled:
+                positions[entry["k"]] = np.array(entry["position_mm"], np.float64).reshape(3)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         message = f"geometry.json has not the form that it should have ({type(error).__name__})"
         raise DataError("bad-artifact", message) from error

@@ -71,6 +71,9 @@ def run(ws: Workspace, params: Params) -> None:
     rois = choose(structure.rois, params.roi)
     assumed = check_frame(rois, grid, assume_registered=params.assume_registered)
     _say(ws, [*structure.findings, *assumed])
+    study = geometry.get("study_instance_uid")
+    if study and structure.study_instance_uid and structure.study_instance_uid != study:
+        ws.warn("other-study", "the RTSTRUCT is of another study than the volume")
     with ws.span("place"):
         placed = [place(roi, grid, union=union) for roi in ws.progress(rois, "placing contours")]
         check_reach(placed, grid)
@@ -80,7 +83,8 @@ def run(ws: Workspace, params: Params) -> None:
     as_masks = params.as_masks or bool(shared)
     _refuse_mixing(ws, "masks" if as_masks else "labels")
     if shared:
-        names = [f"{shown(a)} and {shown(b)} ({n} voxels)" for (a, b), n in list(shared.items())[:_NAMED]]
+        most = sorted(shared.items(), key=lambda pair: -pair[1])[:_NAMED]
+        names = [f"{shown(a)} and {shown(b)} (at least {n} voxels)" for (a, b), n in most]
         more = f" and {len(shared) - _NAMED} more pairs" if len(shared) > _NAMED else ""
         ws.note("overlap", f"structures overlap, so that each gets a mask of its own: {', '.join(names)}{more}")
     with ws.span("write"):
@@ -149,13 +153,13 @@ def _labels(placed: Sequence[Placed], grid: Grid) -> tuple[NDArray[Any], list[_C
 
 
 def _write_masks(ws: Workspace, placed: Sequence[Placed], grid: Grid) -> None:
-    """Write one mask a ROI that has voxels, named by its value; empty slices are left holes in the file where the system can."""
+    """Write one mask a ROI that has voxels, named by its value; rows that it does not reach are left holes in the file."""
     import numpy as np
 
     from mdcli.imaging.nifti import HEADER_BYTES, nifti_header
 
     header = nifti_header(grid.shape, "uint8", grid.affine)
-    plane = np.zeros(grid.shape[1:], np.uint8)
+    _, rows, columns = grid.shape
     with ws.writing("masks") as folder:
         folder.mkdir(mode=0o700)
         for value, one in enumerate(ws.progress(placed, "writing masks"), start=1):
@@ -164,13 +168,13 @@ def _write_masks(ws: Workspace, placed: Sequence[Placed], grid: Grid) -> None:
                 continue
             with (folder / f"{value:04d}.nii").open("wb") as file:
                 file.write(header)
+                band = np.zeros((block.mask.shape[1], columns), np.uint8)
                 for k, mask in enumerate(block.mask, start=block.start[0]):
                     if mask.any():
-                        plane[block.slices[1:]] = mask
-                        file.seek(HEADER_BYTES + k * plane.nbytes)
-                        file.write(plane.tobytes())
-                        plane[block.slices[1:]] = 0
-                file.truncate(HEADER_BYTES + grid.shape[0] * plane.nbytes)
+                        band[:, block.slices[2]] = mask
+                        file.seek(HEADER_BYTES + (k * rows + block.start[1]) * columns)
+                        file.write(band.tobytes())
+                file.truncate(HEADER_BYTES + grid.shape[0] * rows * columns)
 
 
 def _refuse_mixing(ws: Workspace, kind: str) -> None:

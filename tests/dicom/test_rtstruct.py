@@ -219,6 +219,11 @@ def test_a_name_in_a_character_set_that_is_not_named_is_warned_of(tmp_path, char
     assert [f.code for f in read_structure_set(data, "x").findings] == ([code] if code else [])
 
 
+def test_control_characters_in_a_name_are_escaped(tmp_path):
+    data = save(tmp_path / "x.dcm", data_set([Drawn("PTV12345")])).read_bytes().replace(b"PTV12345", b"PTV\x1b[2J\x07")
+    assert read_structure_set(data, "x").rois[0].name == "PTV\\x1b[2J\\x07"
+
+
 def test_a_roi_without_a_name_gets_its_number(tmp_path):
     found = read(data_set([Drawn("", number=4)]), tmp_path)
     assert (found.rois[0].name, [f.code for f in found.findings]) == ("ROI 4", ["no-roi-name"])
@@ -451,6 +456,13 @@ def test_the_grid_comes_from_the_slices_or_from_the_affine_where_there_are_none(
     assert found.tolerance_mm == pytest.approx(0.31)
     for other in ({"slices": []}, {"resampled": {"isotropic": True}}):
         assert grid_of(geometry | other).positions[2].tolist() == [-10, 20, 106]
+    assert grid_of(geometry | {"resampled": {}}).images[IMAGES[3]] == {3}
+    assert grid_of(geometry | {"resampled": {"why": ["gap"]}}).images[IMAGES[3]] == set(range(5))
+    # A 4-D volume names every slice once for each time.
+    twice = [entry | {"t": t, "sop_instance_uid": f"{t}.{entry['k']}"} for t in (0, 1) for entry in entries]
+    found = grid_of(geometry | {"slices": twice})
+    assert found.positions[2].tolist() == [-10, 20, 100.2] and found.images["1.3"] == {3}
+    assert code_of(lambda: grid_of(geometry | {"spacing_plane": "detector"})) == "no-position"
     for spoilt in (
         {"shape": [5, 20]},
         {"affine_lps": None},

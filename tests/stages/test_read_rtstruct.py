@@ -185,6 +185,12 @@ def test_what_can_not_be_told_is_refused_and_nothing_written(ws, contours, kinds
     assert sorted(p.name for p in ws.iterdir()) == before
 
 
+def test_another_study_is_warned_of(ws):
+    reporter = ListReporter()
+    read(ws, write_rtstruct(ws.parent / "rs.dcm", [Drawn("A", [ONE])], StudyInstanceUID=f"{ROOT}99"), reporter)
+    assert reporter.codes("warning") == ["other-study"]
+
+
 def test_strict_makes_a_warning_an_error(ws):
     rois = [Drawn("A", [ONE, ONE + UP])]
     assert refused(ws, rois, controls=Controls(strict=True)) == "slices-without-contour"

@@ -321,7 +321,7 @@ def test_labels_of_tilted_and_uneven_series_lie_on_the_planes_of_their_images(tm
         origin = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
         assert tuple(origin) in {tuple(map(float, p)) for p in positions}
         rows, columns = np.nonzero(frame)
-        # PixelSpacing of the made series is [2.0, 1.5]: the box ends within a pixel of the volume's, and the nearest voxel is within
+        # PixelSpacing is [2.0, 1.5]: the box ends within a pixel of the volume's, and the nearest voxel is within
         # half a pixel more.
         x, y = origin[0] + 1.5 * columns, origin[1] + 2.0 * rows
         assert abs(x.min() - 14) <= 1.5 * 1.5 and abs(x.max() - 40) <= 1.5 * 1.5
