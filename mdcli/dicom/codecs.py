@@ -267,6 +267,9 @@ def _main_and_tile_markers(stream: bytes) -> Iterator[tuple[int, int]]:
 def _jpeg_ls(stream: bytes, rows: int, columns: int, samples: int, _bits_allocated: int) -> Decoded:
     from _CharLS import decode_from_buffer, read_header  # type: ignore[import-not-found]
 
+    if b"\xff\xd9" not in stream[-16:]:
+        # Without an end marker CharLS may look for the next bit that is set for seconds.
+        stream += b"\xff\xd9"
     found = read_header(stream)
     _check_size("JPEG-LS", (found["height"], found["width"], found["components"]), (rows, columns, samples))
     precision, near = int(found["bits_per_sample"]), int(found["allowed_lossy_error"])
