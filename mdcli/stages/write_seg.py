@@ -58,10 +58,12 @@ def _reading(name: str) -> Iterator[None]:
 
 def _images(ws: Workspace) -> _Images:
     """Return the source images, by `geometry.json` and `series.json`, which must be about one series."""
-    geometry, series = ws.read_json("geometry"), ws.read_json("series")
+    geometry = ws.read_json("geometry")
+    with _reading("geometry.json"):
+        _refuse_unplaced(geometry, geometry["slices"])
+    series = ws.read_json("series")
     with _reading("geometry.json"):
         entries: list[dict[str, Any]] = sorted(geometry["slices"], key=lambda entry: int(entry["k"]))
-        _refuse_unplaced(geometry, entries)
         resampled = geometry.get("resampled")
         count = resampled["source_shape"][0] if resampled else geometry["shape"][0]
         if [entry["k"] for entry in entries] != list(range(count)):
@@ -90,7 +92,8 @@ def _refuse_unplaced(geometry: dict[str, Any], entries: list[dict[str, Any]]) ->
         DataError: `no-sources`, `four-dimensional`, `no-patient-plane`, `multi-frame-source`.
     """
     if not entries:
-        raise DataError("no-sources", "no DICOM images stand behind the volume, which a SEG would refer to")
+        hint = "md export writes the labels for other programs"
+        raise DataError("no-sources", "no DICOM images stand behind the volume, which a SEG would refer to", hint=hint)
     if geometry.get("dimension"):
         hint = "load one volume of the series, with --pick"
         raise DataError("four-dimensional", "the volume has a fourth axis, a SEG has none", hint=hint)
@@ -226,8 +229,9 @@ STAGE = Stage(
     "write-seg",
     Params,
     run,
-    reads=("labels", "segments", "geometry", "series"),
+    reads=("labels", "segments", "geometry"),
     writes=("seg",),
+    optional_reads=("series",),
     version=1,
     sources=_sources,
     preload=preload,
