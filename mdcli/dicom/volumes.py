@@ -524,8 +524,17 @@ def _grouped(frames: Sequence[Instance], keys: Sequence[str]) -> list[Part]:
     groups: dict[tuple[Hashable, ...], list[Instance]] = {}
     for frame, *value in zip(frames, *settled, strict=True):
         groups.setdefault(tuple(value), []).append(frame)
-    ordered = sorted(groups, key=lambda key: tuple(_order_of(v) for v in key))
+    if all(v is None or isinstance(v, (int, float)) for key in groups for v in key):
+        ordered = sorted(groups, key=lambda key: tuple(_order_of(v) for v in key))
+    else:
+        # Directions and names have no order of their own: the one in which they were taken.
+        ordered = sorted(groups, key=lambda key: min(_taken(frame) for frame in groups[key]))
     return [Part(tuple(groups[key]), dict(zip(keys, key, strict=True))) for key in ordered]
+
+
+def _taken(frame: Instance) -> tuple[float, int, str]:
+    number = frame.get("InstanceNumber")
+    return (number if isinstance(number, int) else np.inf), (-1 if frame.frame is None else frame.frame), frame.path
 
 
 def _ranked(frames: Sequence[Instance], level: NDArray[np.int_]) -> tuple[str, list[Part]] | None:
