@@ -292,9 +292,12 @@ def _as_file(data: bytes) -> Iterator[str]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Let what C code writes to standard error go nowhere."""
-    sys.stderr.flush()
-    kept = os.dup(2)
+    """Let what C code writes to file descriptor 2 go nowhere, where there is one."""
+    try:
+        kept = os.dup(2)
+    except OSError:
+        yield
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
