@@ -26,7 +26,7 @@ from mdcli.dicom.finding import Finding
 from mdcli.dicom.fragments import locate_frames
 from mdcli.dicom.headers import KEYWORDS, Skipped, read_instance
 from mdcli.dicom.instance import Instance
-from mdcli.dicom.opening import SCAN_AGAIN, SourceFiles, shown
+from mdcli.dicom.opening import SCAN_AGAIN, OpenSource, SourceFiles, shown
 from mdcli.errors import DataError
 
 MOST_PER_COMPRESSED_BYTE = 1000
@@ -504,9 +504,14 @@ def _read_alone(
             header = file.read(instance.pixel_offset or 0)
             digest.update(header)
             check_header(instance, header, digest.hexdigest())
-            raw = np.empty(layout.nbytes, np.uint8) if layout.planar else plane.reshape(-1).view(np.uint8)
-            file.fill(raw.data)
-            digest.update(raw.data)
+            if _in_words(layout, header[-12:]):
+                words = file.read(layout.nbytes + layout.nbytes % 2)
+                digest.update(words)
+                raw = _swapped(words)[: layout.nbytes]
+            else:
+                raw = np.empty(layout.nbytes, np.uint8) if layout.planar else plane.reshape(-1).view(np.uint8)
+                file.fill(raw.data)
+                digest.update(raw.data)
             digest.update(file.read())
             _place_raw(raw, layout, plane, big=form == "big")
             return digest.hexdigest(), facts
@@ -530,10 +535,17 @@ def _read_shared(
     """Read one frame, or one tile of a picture, into `plane`; return what the codestream says."""
     form, frame = SYNTAXES[layout.syntax].form, instance.frame or 0
     if form in ("raw", "big"):
+        start = (instance.pixel_offset or 0) + frame * layout.nbytes
         with files.open(instance.path, instance.size) as file:
-            file.seek((instance.pixel_offset or 0) + frame * layout.nbytes)
+            if form == "big" and layout.bits_allocated == 8:
+                file.seek((instance.pixel_offset or 0) - 12)
+                if _in_words(layout, file.read(12)):
+                    picture = _picture_in_words(file, instance, layout)
+                    plane[...] = _tile(picture, instance, layout)
+                    return {}
             if not instance.tile:
                 raw = np.empty(layout.nbytes, np.uint8) if layout.planar else plane.reshape(-1).view(np.uint8)
+                file.seek(start)
                 file.fill(raw.data)
                 _place_raw(raw, layout, plane, big=form == "big")
                 return {}
@@ -541,7 +553,7 @@ def _read_shared(
             width = columns * layout.dtype.itemsize
             if row + layout.rows > rows or column + layout.columns > columns or layout.samples != 1:
                 raise DataError("mosaic", f"a tile at row {row}, column {column} lies outside its picture")
-            file.seek((instance.pixel_offset or 0) + frame * layout.nbytes + row * width)
+            file.seek(start + row * width)
             band = np.frombuffer(
                 file.read(layout.rows * width), layout.dtype.newbyteorder(">" if form == "big" else "<")
             )
@@ -550,6 +562,31 @@ def _read_shared(
     picture, facts = files.kept((instance.path, frame), lambda: _picture(files, instance, layout, place))
     plane[...] = _tile(picture, instance, layout)
     return dict(facts)
+
+
+def _in_words(layout: Layout, element: bytes) -> bool:
+    """Say whether bytes lie in pairs, the second one first: of 8 bits, in big endian, with the value representation OW.
+
+    Source: DICOM PS3.5 8.1.1 and A.3: words are swapped, bytes (OB) are not.
+    """
+    big = SYNTAXES[layout.syntax].form == "big"
+    return big and layout.bits_allocated == 8 and element[4:6] == b"OW"
+
+
+def _swapped(words: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(words, "<u2").byteswap().view(np.uint8)
+
+
+def _picture_in_words(file: OpenSource, instance: Instance, layout: Layout) -> NDArray[Any]:
+    """Return one picture of a file with several, whose bytes lie in pairs; the first pair may begin in the picture before."""
+    whole = replace(layout, rows=layout.stored[0], columns=layout.stored[1])
+    start = (instance.frame or 0) * layout.nbytes
+    first, end = start & ~1, start + layout.nbytes
+    file.seek((instance.pixel_offset or 0) + first)
+    raw = _swapped(file.read(end + end % 2 - first))[start - first : end - first]
+    picture = np.empty(whole.shape, layout.dtype)
+    _place_raw(raw, whole, picture, big=True)
+    return picture
 
 
 def _picture(
