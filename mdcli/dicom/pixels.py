@@ -118,6 +118,7 @@ class SliceRead:
         precision: bits a sample by the codestream; None where there is none.
         stream_signed: sign by the codestream.
         lossy: how the codestream lost information, or None.
+        colour: what the codestream says that its samples of colour are (`RGB`, `YBR`), or None.
     """
 
     sha256: str
@@ -128,6 +129,7 @@ class SliceRead:
     precision: int | None = None
     stream_signed: bool | None = None
     lossy: str | None = None
+    colour: str | None = None
 
 
 @dataclass(frozen=True)
@@ -720,7 +722,8 @@ def _decoded(form: str, stream: bytes, layout: Layout, plane: NDArray[Any]) -> d
     if layout.samples == 3:
         plane[...] = found.samples
         to_rgb(plane, layout.photometric if found.colour is None else found.colour)
-        return {"precision": found.precision, "stream_signed": found.signed, "lossy": found.lossy}
+        facts = {"precision": found.precision, "stream_signed": found.signed, "lossy": found.lossy}
+        return {**facts, "colour": found.colour}
     if form == "rle":
         plane[...] = found.samples.view(plane.dtype)
         return {}
@@ -892,6 +895,11 @@ def describe_codestreams(found: Sequence[Layout], reads: Sequence[SliceRead]) ->
     if masked:
         text = f"{masked} of {len(reads)} images have bits set above the {found[0].bits_stored} stored: they are masked"
         findings.append(Finding("high-bits-masked", text, {"images": masked}))
+    stated = [None if x.samples == 1 else "YBR" if x.photometric.startswith("YBR_FULL") else "RGB" for x in found]
+    apart = [r.colour for r, s in zip(reads, stated, strict=True) if r.colour is not None and s not in (None, r.colour)]
+    if apart:
+        text = f"{len(apart)} codestreams say that their colours are {apart[0]}, their headers something else: they are taken as that"
+        findings.append(Finding("codestream-colour-differs", text, {"images": len(apart)}))
     odd = Counter(
         (read.precision, read.stream_signed, layout.bits_stored, layout.signed)
         for layout, read in zip(found, reads, strict=True)
