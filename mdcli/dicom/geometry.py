@@ -28,6 +28,8 @@ POSITION_OFF_GRID_SPACING = 0.02
 """... or this fraction of the spacing, whichever is larger."""
 STEP_OFF = 0.25
 """No step between neighbours may differ from the mean step by more than this fraction."""
+# Positions in decimals lie at the tolerance as often as not, and float64 then decides by chance: at it is beyond it.
+_EDGE_MM = 1e-6
 MOST_MADE = 10
 """A regular grid over unevenly spaced slices may have this many times as many slices."""
 SAME_POSITION_MM = 0.01
@@ -314,29 +316,40 @@ def levels_of(depths: NDArray[np.float64]) -> NDArray[np.int_]:
 def regular_runs(frames: Sequence[Instance]) -> list[list[Instance]]:
     """Return the longest runs of evenly spaced slices of one orientation, in the order of the normal; each slice is in one run.
 
-    A run goes on as long as its steps agree within `STEP_OFF`'s and the grid's tolerance with its first one; what is left between
-    two runs is a run of its own.
+    A run goes on as long as its slices make a regular grid; what is left between two runs is a run of its own.
     """
     cosines = orientation_of(frames[0])
     normal = np.cross(cosines[:3], cosines[3:])
-    ordered = sorted(frames, key=lambda f: float(np.array(position_of(f)) @ normal))
-    depths = [float(np.array(position_of(f)) @ normal) for f in ordered]
+    along = np.array([position_of(f) for f in frames], np.float64) @ normal
+    order = np.argsort(along, kind="stable")
+    ordered, depths = [frames[n] for n in order], along[order]
     runs, start = [], 0
     while start < len(ordered):
         end = start + 1
-        step = depths[end] - depths[start] if end < len(ordered) else 0.0
-        while end < len(ordered):
-            off = abs(depths[end] - depths[start] - (end - start) * step)
-            if off > max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * step):
-                break
+        while end < len(ordered) and _are_regular(depths[start : end + 1]):
             end += 1
         # A gap after a single slice is no step: the slice stands alone, and what follows is looked at anew.
-        following = depths[end] - depths[end - 1] if end < len(ordered) else None
-        if end - start == 2 and following is not None and following < 0.9 * step:
-            end = start + 1
+        if end - start == 2 and end < len(ordered):
+            step, following = depths[start + 1] - depths[start], depths[end] - depths[start + 1]
+            if following < 0.9 * step:
+                end = start + 1
         runs.append(ordered[start:end])
         start = end
     return runs
+
+
+def _are_regular(depths: NDArray[np.float64]) -> bool:
+    """Say whether sorted depths (mm along the normal) make a regular grid."""
+    count = len(depths)
+    mean = float(depths[-1] - depths[0]) / (count - 1)
+    off = np.abs(depths - depths[0] - np.arange(count) * mean).max()
+    return _is_within(float(off), float(np.abs(np.diff(depths) - mean).max()), mean)
+
+
+def _is_within(off_grid: float, off_step: float, mean: float) -> bool:
+    """Say whether the largest deviations from a uniform grid of a mean step leave it regular, all in mm."""
+    allowed = max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * mean)
+    return off_grid <= allowed - _EDGE_MM and off_step <= STEP_OFF * mean
 
 
 def orthonormal(cosines: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -619,7 +632,7 @@ def _regularity(
         "off_grid_mm": float(off[worst]),
         "off_grid_allowed_mm": allowed,
     }
-    if off[worst] <= allowed and float(np.abs(steps - mean).max()) <= STEP_OFF * mean:
+    if _is_within(float(off[worst]), float(np.abs(steps - mean).max()), mean):
         return found
     base = float(steps.min())
     multiples = np.rint(steps / base)

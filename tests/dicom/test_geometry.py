@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdcli.dicom.geometry import check_single_frames, completeness, orthonormal, volume_geometry
+from mdcli.dicom.geometry import (
+    TOLERANCES,
+    check_images,
+    check_one_kind,
+    completeness,
+    levels_of,
+    orthonormal,
+    regular_runs,
+    volume_geometry,
+)
 from mdcli.errors import DataError
 from tests.made_series import AXIAL, CORONAL, SAGITTAL, instance, stack
 
@@ -25,7 +34,8 @@ def turned(a, b, c):
 
 def refusal(instances, **more):
     with pytest.raises(DataError) as caught:
-        check_single_frames(instances)
+        check_images(instances)
+        check_one_kind(instances)
         volume_geometry(instances, **more)
     return caught.value
 
@@ -110,10 +120,15 @@ def test_a_large_angle_over_a_short_stack_shifts_less_than_a_tenth_of_a_pixel():
 
 
 @pytest.mark.parametrize("tag, code", [(None, "sheared-volume"), (12.0, "gantry-tilt")])
-def test_a_sheared_stack_is_refused(tag, code):
-    error = refusal(stack(5, (0, 3 * math.tan(math.radians(12)), 3), GantryDetectorTilt=tag))
-    assert error.code == code
-    assert error.numbers["degrees"] == pytest.approx(12)
+def test_a_sheared_stack_keeps_its_exact_slice_vector_with_a_warning(tag, code):
+    aside = 3 * math.tan(math.radians(12))
+    found = volume_geometry(stack(5, (0, aside, 3), GantryDetectorTilt=tag))
+    (finding,) = found.findings
+    assert (finding.code, finding.warning) == (code, True)
+    assert finding.numbers["degrees"] == pytest.approx(12)
+    assert finding.numbers["shift_mm"] == pytest.approx(4 * aside)
+    assert found.tilt["sheared"]
+    np.testing.assert_allclose(found.affine[:3, 2], [0, aside, 3], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +187,8 @@ def test_a_slice_that_lies_aside_is_refused():
         ({"SeriesInstanceUID": "1.2.3"}, "several-series"),
         ({"Rows": 5}, "mixed-sizes"),
         ({"Rows": 0}, "bad-size"),
-        ({"NumberOfFrames": 2147483647}, "multi-frame"),
-        ({"PerFrameFunctionalGroupsSequence": True}, "multi-frame"),
-        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "mosaic"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "mixed-kinds"),
         ({"PhotometricInterpretation": "MONOCHROME1"}, "mixed-kinds"),
         ({"ConvolutionKernel": "B70f"}, "mixed-kinds"),
         ({"EchoNumbers": 2}, "mixed-kinds"),
@@ -294,34 +306,6 @@ def test_no_instance_is_refused():
     assert refusal([]).code == "no-instances"
 
 
-@pytest.mark.parametrize(
-    "keyword, values",
-    [
-        ("EchoNumbers", [1, 2]),
-        ("DiffusionBValue", [0.0, 500.0, 1000.0]),
-        ("TemporalPositionIdentifier", [1, 2]),
-        ("AcquisitionNumber", [1, 2]),
-        ("ImageType", [["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]]),
-        ("ConvolutionKernel", ["B30f", "B70f"]),
-    ],
-)
-def test_several_volumes_are_listed_by_what_differs(keyword, values):
-    slices = []
-    for n, value in enumerate(values):
-        slices += [replace(s, path=f"{n}{s.path}") for s in stack(4, SOPInstanceUID=f"1.2.{n}", **{keyword: value})]
-    slices = [replace(s, attributes={**s.attributes, "SOPInstanceUID": f"1.2.{n}"}) for n, s in enumerate(slices)]
-    error = refusal(slices)
-    assert error.code == "several-volumes"
-    assert error.numbers == {"volumes": len(values), "differs": [keyword]}
-    assert f"{len(values)}. {keyword}" in error.message
-
-
-def test_several_volumes_that_no_header_tells_apart_are_refused():
-    slices = [instance((0, 0, 3 * (n // 2)), n + 1) for n in range(8)]
-    error = refusal(slices)
-    assert (error.code, error.numbers["volumes"], error.numbers["differs"]) == ("several-volumes", 2, [])
-
-
 def test_two_images_at_one_position_are_named():
     slices = stack(8)
     slices[4] = instance(slices[3].get("ImagePositionPatient"), 5)
@@ -371,8 +355,9 @@ def test_holes_in_the_instance_numbers_are_found():
         "status": "unknown",
         "expected": None,
         "found": 5,
+        "stated": None,
         "instance_numbers": [2, 9],
-        "holes": [[4, 5], [8, 8]],
+        "holes": [[1, 1], [4, 5], [8, 8]],
     }
 
 
@@ -389,3 +374,226 @@ def test_another_number_of_instances_than_expected_is_refused(expected, code):
 
 def test_an_instance_number_may_be_absent_everywhere():
     assert completeness(stack(3, InstanceNumber=None), None)["instance_numbers"] is None
+
+
+@pytest.mark.parametrize(
+    "numbers, holes",
+    [
+        pytest.param([4, 5, 6, 7], [[1, 3]], id="the first are absent"),
+        pytest.param([0, 1, 2], [], id="numbers from 0"),
+        pytest.param([501, 502, 503], [], id="numbers that count something else"),
+    ],
+)
+def test_the_first_numbers_may_be_absent(numbers, holes):
+    assert completeness([instance((0, 0, n), n) for n in numbers], None)["holes"] == holes
+
+
+def test_more_images_may_be_stated_than_there_are():
+    assert completeness(stack(3, ImagesInAcquisition=5), None)["stated"] == 5
+    pet = stack(3, Modality="PT", NumberOfSlices=3, NumberOfTimeSlices=2)
+    assert completeness(pet, None)["stated"] == 6
+
+
+# Rule 3: what is regular
+
+
+def at(depths):
+    """Return one slice a depth along z, as a header holds it: with 16 characters at most."""
+    return [instance((0, 0, float(f"{z:.10g}")), n + 1) for n, z in enumerate(depths)]
+
+
+def test_positions_rounded_to_a_fiftieth_and_jittered_cosines_are_one_volume():
+    rng = np.random.default_rng(3)
+    slices = []
+    for n in range(60):
+        iop = (np.array(AXIAL) + rng.uniform(-1e-4, 1e-4, 6)).tolist()
+        z = round((100 + 0.625 * n) / 0.02) * 0.02
+        slices.append(instance((0, 0, z), n + 1, ImageOrientationPatient=iop))
+    found = volume_geometry(slices)
+    # Two roundings of at most 0.01 mm each: of the slice and of the ends that the grid goes through.
+    assert found.regularity["off_grid_mm"] <= 0.0201
+    assert found.affine[2, 2] == pytest.approx(0.625, abs=0.02 / 59)
+
+
+@pytest.mark.parametrize("start", [0.0, 100.3, -553.8])
+def test_positions_rounded_to_a_tenth_at_five_eighths_of_a_millimetre_are_irregular(start):
+    assert refusal(at([round(start + 0.625 * n, 1) for n in range(41)])).code == "irregular-spacing"
+
+
+@pytest.mark.parametrize("which", [0, 5, 10])
+def test_one_step_a_fifth_longer_at_3_mm_is_irregular(which):
+    steps = np.full(11, 3.0)
+    steps[which] *= 1.2
+    assert refusal(at(np.concatenate([[0], np.cumsum(steps)]))).code == "irregular-spacing"
+
+
+def test_one_slice_a_fifth_of_the_step_aside_is_irregular():
+    depths = np.arange(11) * 3.0
+    depths[4] += 0.6
+    assert refusal(at(depths)).code == "irregular-spacing"
+
+
+@pytest.mark.parametrize(
+    "spacing, off, regular",
+    [
+        (1.0, 0.049, True),
+        (1.0, 0.051, False),
+        (10.0, 0.199, True),
+        (10.0, 0.201, False),
+    ],
+)
+def test_a_slice_may_lie_a_twentieth_of_a_millimetre_or_two_percent_off_the_grid(spacing, off, regular):
+    depths = np.arange(9) * spacing
+    depths[4] += off
+    if regular:
+        assert volume_geometry(at(depths)).regularity["off_grid_mm"] == pytest.approx(off)
+    else:
+        assert refusal(at(depths)).code == "irregular-spacing"
+
+
+def test_every_tolerance_has_the_value_that_the_rule_gives_it():
+    assert TOLERANCES == {
+        "position_off_grid_mm": 0.05,
+        "position_off_grid_spacing": 0.02,
+        "step_off": 0.25,
+        "same_position_mm": 0.01,
+        "cosine_off": 1e-3,
+        "pixel_spacing_off": 1e-4,
+        "tilt_degrees": 0.05,
+        "tilt_voxels": 0.1,
+        "setting_off": 0.01,
+        "plane_degrees": 20.0,
+    }
+
+
+@given(
+    turn=st.tuples(angles, angles, angles),
+    shear=st.tuples(*[st.floats(-2, 2)] * 2),
+    spacing=st.floats(0.1, 20),
+    count=st.integers(2, 12),
+)
+def test_any_shear_is_kept_to_the_last_digit(turn, shear, spacing, count):
+    rotation = turned(*turn)
+    step = rotation @ np.array([*shear, 1.0]) * spacing
+    found = volume_geometry(stack(count, step, ImageOrientationPatient=[*rotation[:, 0], *rotation[:, 1]]))
+    np.testing.assert_allclose(found.affine[:3, 2], step, atol=1e-9)
+    degrees = math.degrees(math.atan(math.hypot(*shear)))
+    assert found.tilt["degrees"] == pytest.approx(degrees, abs=1e-5)
+    shift = math.hypot(*shear) * spacing * (count - 1)
+    if abs(degrees - 0.05) > 1e-4 and abs(shift - 0.15) > 1e-6:
+        assert found.tilt["sheared"] == (degrees > 0.05 and shift > 0.15)
+
+
+# Patients lie in many ways: the cosines say how, the patient's position does not.
+
+
+@pytest.mark.parametrize(
+    "position, iop, step, plane",
+    [
+        pytest.param("HFP", [-1.0, 0, 0, 0, -1.0, 0], (0, 0, 3), "axial", id="prone"),
+        pytest.param("FFS", [-1.0, 0, 0, 0, 1.0, 0], (0, 0, -3), "axial", id="feet first, seen from the head"),
+        pytest.param("HFDR", [0, -1.0, 0, 1.0, 0, 0], (0, 0, 3), "axial", id="decubitus right"),
+        pytest.param("HFDL", [0, 1.0, 0, -1.0, 0, 0], (0, 0, 3), "axial", id="decubitus left"),
+        pytest.param("FFDL", [0, 1.0, 0, 1.0, 0, 0], (0, 0, -3), "axial", id="feet first, decubitus"),
+        pytest.param("HFS", CORONAL, (0, 3, 0), "coronal", id="coronal"),
+        pytest.param("HFS", SAGITTAL, (-3, 0, 0), "sagittal", id="sagittal"),
+    ],
+)
+def test_a_patient_may_lie_as_he_likes(position, iop, step, plane):
+    slices = stack(4, step, (5, 6, 7), ImageOrientationPatient=iop, PatientPosition=position)
+    found = volume_geometry(slices[::-1])
+    row, column = np.array(iop[:3]), np.array(iop[3:])
+    for k in range(4):
+        header = np.array([5, 6, 7]) + np.array(step) * k + row * 1.5 * 5 + column * 2.0 * 3
+        np.testing.assert_allclose((found.affine @ [5, 3, k, 1])[:3], header, atol=1e-12)
+    assert (found.plane, found.tilt["sheared"]) == (plane, False)
+    assert np.linalg.det(found.affine[:3, :3]) > 0
+
+
+# Uneven slices, where they are allowed
+
+
+def test_missing_slices_leave_their_places_free():
+    found = volume_geometry(at([0, 3, 6, 15, 18]), uneven=True)
+    assert found.offsets == (0, 1, 2, 5, 6)
+    assert found.missing == pytest.approx((9, 12))
+    np.testing.assert_allclose(found.affine[:3, 2], [0, 0, 3], rtol=1e-12)
+    assert not found.regularity["regular"]
+    assert found.coverage_mm == pytest.approx(21)
+    assert [f.code for f in found.findings] == ["uneven-spacing"]
+
+
+def test_slices_that_lie_anyhow_get_a_grid_of_the_smallest_step():
+    found = volume_geometry(at([0, 2, 5, 8]), uneven=True)
+    # 8 mm in steps as near to 2 mm as fit: 4 of them.
+    assert found.offsets == pytest.approx((0, 1, 2.5, 4))
+    assert found.missing == pytest.approx((4, 6))
+    np.testing.assert_allclose(found.affine[:3, 2], [0, 0, 2], rtol=1e-12)
+
+
+def test_regular_slices_are_no_uneven_ones_though_these_are_allowed():
+    found = volume_geometry(stack(5), uneven=True)
+    assert (found.offsets, found.missing, found.findings) == (None, (), ())
+
+
+def test_slices_on_no_line_have_no_grid():
+    slices = at([0, 3, 6, 12])
+    slices[1] = instance((0, 5, 3), 2)
+    assert refusal(slices, uneven=True).code in ("irregular-spacing", "missing-slices")
+
+
+def test_a_grid_far_finer_than_the_slices_is_refused():
+    assert refusal(at([0, 0.1, 200]), uneven=True).code == "irregular-spacing"
+
+
+@pytest.mark.parametrize(
+    "depths, runs",
+    [
+        pytest.param([0, 3, 6, 9], [[0, 3, 6, 9]], id="no gap"),
+        pytest.param([0, 3, 6, 15, 18], [[0, 3, 6], [15, 18]], id="one gap"),
+        pytest.param([0, 10, 13, 16], [[0], [10, 13, 16]], id="a slice that stands alone at the start"),
+        pytest.param([0, 3, 6, 20], [[0, 3, 6], [20]], id="a slice that stands alone at the end"),
+        pytest.param(
+            [0, 3, 6, 20, 40, 43, 46], [[0, 3, 6], [20], [40, 43, 46]], id="a slice that stands alone between"
+        ),
+        pytest.param([0, 1, 2, 3, 8, 13, 18], [[0, 1, 2, 3], [8, 13, 18]], id="another spacing after a while"),
+    ],
+)
+def test_regular_runs_are_found(depths, runs):
+    found = regular_runs(at(depths)[::-1])
+    assert [[f.get("ImagePositionPatient")[2] for f in run] for run in found] == runs
+
+
+def test_rounded_positions_do_not_tear_a_run():
+    depths = [round((0.625 * n) / 0.02) * 0.02 for n in range(80)]
+    found = regular_runs(at([z for n, z in enumerate(depths) if n not in (40, 41)]))
+    assert [len(run) for run in found] == [40, 38]
+    for run in found:
+        volume_geometry(run)
+
+
+def test_a_run_of_a_tilted_stack_is_a_volume():
+    slices = [s for n, s in enumerate(stack(9, (0, 0.6, 3))) if n != 4]
+    for run in regular_runs(slices):
+        np.testing.assert_allclose(volume_geometry(run).affine[:3, 2], [0, 0.6, 3], atol=1e-12)
+
+
+@given(
+    steps=st.lists(st.sampled_from([1.0, 2.0, 2.5, 5.0]), min_size=1, max_size=30),
+    noise=st.lists(st.floats(-0.02, 0.02), min_size=31, max_size=31),
+)
+def test_every_run_is_a_volume_and_no_slice_is_lost(steps, noise):
+    depths = np.concatenate([[0], np.cumsum(steps)]) + np.array(noise[: len(steps) + 1])
+    slices = at(depths)
+    runs = regular_runs(slices)
+    assert [f.path for run in runs for f in run] == [s.path for s in slices]
+    for run in runs:
+        if len(run) > 1:
+            assert volume_geometry(run).offsets is None
+
+
+@given(st.lists(st.integers(-50, 50), min_size=1, max_size=40))
+def test_levels_number_the_positions(places):
+    found = levels_of(np.array(places) * 0.5)
+    ranks = {value: rank for rank, value in enumerate(sorted(set(places)))}
+    assert found.tolist() == [ranks[value] for value in places]
