@@ -372,7 +372,7 @@ def why_recorded_is_stale(stage: Stage, ws: Workspace, record: Record, *, rehash
         plan = replace(plan, identity=dict(record.identity), key=record.key)
     why = _differences(stage, record, plan, rehash)
     if unknown and not why:
-        raise MissingError("not-named", "the model or the rule file was given by a path, which no record keeps")
+        raise MissingError("not-named", "a file was given by its path, which no record keeps")
     return why
 
 

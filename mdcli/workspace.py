@@ -588,8 +588,9 @@ def _who_writes(kind: str) -> str | None:
         "series": "select-series",
         "volume": "load-volume",
         "geometry": "load-volume",
-        "labels": "infer",
-        "segments": "infer",
+        "labels": "infer, read-seg or read-rtstruct",
+        "segments": "infer, read-seg or read-rtstruct",
+        "masks": "read-seg or read-rtstruct",
     }
     return f"md {known[kind]} writes it" if kind in known else None
 

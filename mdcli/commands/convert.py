@@ -209,15 +209,19 @@ def _distinct(files: Sequence[_Job]) -> list[_Job]:
 
 def _series_jobs(found: Sequence[Series]) -> list[_Job]:
     """Name each DICOM series by its number, where no two of a folder share one; never by a text of its header."""
-    from mdcli.dicom.series import has_pixels
+    from mdcli.dicom.series import has_pixels, why_unsuitable
 
     jobs: list[_Job] = []
     taken: Counter[tuple[str, str]] = Counter()
-    left_out = 0
+    left_out, scouts = 0, 0
     for ordinal, series in enumerate(found, 1):
         first = series.instances[0]
         if first.get("Modality") in _NO_IMAGES or not any(has_pixels(i) for i in series.instances):
             left_out += 1
+            continue
+        unsuitable = why_unsuitable(series)
+        if unsuitable and unsuitable.code == "localizer":
+            scouts += 1
             continue
         folder = _folder_of([i.path for i in series.instances])
         number = first.get("SeriesNumber")
@@ -229,6 +233,8 @@ def _series_jobs(found: Sequence[Series]) -> list[_Job]:
         jobs.append(_Job(f"{folder}{stem}", folder, stem, series))
     if left_out:
         print(f"md: note: {left_out} DICOM series are no images and are left out", file=sys.stderr)
+    if scouts:
+        print(f"md: note: {scouts} DICOM series are localizers and are left out", file=sys.stderr)
     return jobs
 
 

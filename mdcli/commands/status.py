@@ -21,7 +21,7 @@ def status(
 ) -> None:
     """Say for every artifact whether it is up to date: exit 1 where one is stale.
 
-    `unknown` is said where nobody can tell: the source is not there, the stage is not installed, or the model was given by a path.
+    `unknown` is said where nobody can tell: the source is not there, the stage is not installed, or a file was given by its path.
     """
     import json
 

@@ -898,7 +898,7 @@ def describe_codestreams(found: Sequence[Layout], reads: Sequence[SliceRead]) ->
     stated = [None if x.samples == 1 else "YBR" if x.photometric.startswith("YBR_FULL") else "RGB" for x in found]
     apart = [r.colour for r, s in zip(reads, stated, strict=True) if r.colour is not None and s not in (None, r.colour)]
     if apart:
-        text = f"{len(apart)} codestreams say that their colours are {apart[0]}, their headers something else: they are taken as that"
+        text = f"{len(apart)} codestreams say that they are {apart[0]}, their headers something else: the codestream is believed"
         findings.append(Finding("codestream-colour-differs", text, {"images": len(apart)}))
     odd = Counter(
         (read.precision, read.stream_signed, layout.bits_stored, layout.signed)
