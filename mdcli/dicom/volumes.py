@@ -38,7 +38,7 @@ LOCALIZER_IMAGES = 3
 LOCALIZER_SHARE = 0.25
 """... and at most this share of the largest group's, more than `PLANE_DEGREES` away from it, is a localizer."""
 _COVERED = 0.5
-"""An attribute tells volumes apart only where each of its values is found at this share of the positions."""
+"""An attribute tells volumes apart only where each of its values is found at more than this share of the positions."""
 _MOST_KEYS = 4
 _LISTED = 40
 
@@ -131,7 +131,7 @@ class Part:
         """Return one line for a person."""
         told = ", ".join(_told(keyword, value) for keyword, value in self.values.items()) or "one volume"
         count = len(self.frames)
-        return f"{told}: {count} image{'' if count == 1 else 's'}"
+        return f"{told}: {count} images" if count > 1 else f"{told}: 1 image, {_named(self.frames[0])}"
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,8 @@ class Division:
 
     def refusal(self) -> DataError:
         """Return the error for a caller that wanted one volume."""
-        keys = list(dict.fromkeys(key for part in self.parts for key in part.words))
-        word = keys[0] if keys else _VOLUME
-        value = next(iter(self.parts[0].words.values()), 1)
-        example = f"{word}={_plain(value)}" if word != _VOLUME and _plain(value) else f"{_VOLUME}=1"
-        hint = f"--pick {example} chooses, --on-many split makes one workspace of each"
-        if self.code != "mixed-orientations":
+        hint = f"--pick {self._example()} chooses, --on-many split makes one workspace of each"
+        if self.code == "several-volumes":
             hint += ", --on-many 4d one volume with a fourth axis"
         return DataError(
             self.code or "several-volumes",
@@ -174,6 +170,18 @@ class Division:
             volumes=len(self.parts),
             differs=list(dict.fromkeys(key for part in self.parts for key in part.values)),
         )
+
+    def _example(self) -> str:
+        """Return a choice that leaves the first volume alone."""
+        values = self.parts[0].values
+        keyword, value = next(iter(values.items()), (_VOLUME, 1))
+        if len(values) > 1 or keyword == _VOLUME:
+            return f"{_VOLUME}=1"
+        if keyword == _ORIENTATION:
+            return f"{_ORIENTATION}=1"
+        # Where only the order of an attribute tells volumes apart, its value is that of one image.
+        one = len(set(settled_values(self.parts[0].frames, keyword))) == 1
+        return f"{word_of(keyword)}={plain}" if one and (plain := _plain(value)) else f"{_VOLUME}=1"
 
 
 def word_of(keyword: str) -> str:
@@ -278,7 +286,7 @@ def _told(keyword: str, value: Any) -> str:
 
 def _plain(value: Any) -> str | None:
     """Return a value as `--pick` may be given it in a shell without quotes, or None."""
-    text = str(value).split(" ")[0] if isinstance(value, str) else said(value)
+    text = said(value)
     return text if re.fullmatch(r"[\w.+-]{1,32}", text) else None
 
 
@@ -363,7 +371,9 @@ def _picked(frames: list[Instance], picks: Sequence[Pick]) -> list[Instance]:
         there = [k for k in keywords if any(f.get(k) is not None for f in frames)]
         kept: list[Instance] = []
         for keyword in there:
-            kept = [f for f in frames if _is(f.get(keyword), pick.value)]
+            settled = settled_values(frames, keyword)
+            meant = {s for f, s in zip(frames, settled, strict=True) if _is(f.get(keyword), pick.value)}
+            kept = [f for f, s in zip(frames, settled, strict=True) if s in meant]
             if kept:
                 break
         if not kept and pick.name in _COUNTED:
@@ -380,18 +390,21 @@ def _picked(frames: list[Instance], picks: Sequence[Pick]) -> list[Instance]:
 
 def _nth(frames: Sequence[Instance], keywords: Sequence[str], value: str) -> list[Instance]:
     for keyword in keywords:
-        values = _sorted({_frozen(f.get(keyword)) for f in frames if f.get(keyword) is not None})
-        if value.isascii() and value.isdigit() and 1 <= int(value) <= len(values) and _shared(frames, keyword):
-            return [f for f in frames if _frozen(f.get(keyword)) == values[int(value) - 1]]
+        settled = settled_values(frames, keyword)
+        values = _sorted({s for s in settled if s is not None})
+        if value.isascii() and value.isdigit() and 1 <= int(value) <= len(values) and _shared(settled):
+            return [f for f, s in zip(frames, settled, strict=True) if s == values[int(value) - 1]]
     return []
 
 
-def _shared(frames: Sequence[Instance], keyword: str) -> bool:
+def _shared(values: Sequence[Hashable]) -> bool:
     """Say whether an attribute has few values beside the number of frames: not one a slice."""
-    return len({_frozen(f.get(keyword)) for f in frames}) * 2 <= len(frames) or len(frames) < 4
+    return len(set(values)) * 2 <= len(values) or len(values) < 4
 
 
 def _is(found: Any, wanted: str) -> bool:
+    if found is None:
+        return wanted.casefold() == "absent"
     values = list(found) if isinstance(found, (list, tuple)) else [found]
     if "\\".join(map(str, values)).casefold() == wanted.casefold():
         return True
@@ -402,7 +415,7 @@ def _is(found: Any, wanted: str) -> bool:
                     return len(values) == 1
             except ValueError:
                 continue
-        elif value is not None and str(value).casefold() == wanted.casefold():
+        elif str(value).casefold() == wanted.casefold():
             return True
     return False
 
@@ -485,7 +498,7 @@ def _telling(frames: Sequence[Instance], level: NDArray[np.int_], must: Sequence
         places: dict[Hashable, set[int]] = {}
         for where, value in zip(at, found, strict=True):
             places.setdefault(value, set()).add(where)
-        if keyword in must or all(len(p) >= _COVERED * count for p in places.values()):
+        if keyword in must or all(len(p) > _COVERED * count for p in places.values()):
             values[keyword] = found
 
     def crowd(keys: Sequence[str]) -> int:
@@ -516,6 +529,9 @@ def _telling(frames: Sequence[Instance], level: NDArray[np.int_], must: Sequence
             groups.setdefault(tuple(told), set()).add(value)
         if any(len(several) > 1 for several in groups.values()):
             keys.append(keyword)
+    # A direction of diffusion says little without its b-value.
+    if "DiffusionGradientOrientation" in keys and "DiffusionBValue" in values and "DiffusionBValue" not in keys:
+        keys.insert(0, "DiffusionBValue")
     return keys
 
 
@@ -528,13 +544,13 @@ def _grouped(frames: Sequence[Instance], keys: Sequence[str]) -> list[Part]:
         ordered = sorted(groups, key=lambda key: tuple(_order_of(v) for v in key))
     else:
         # Directions and names have no order of their own: the one in which they were taken.
-        ordered = sorted(groups, key=lambda key: min(_taken(frame) for frame in groups[key]))
+        ordered = sorted(groups, key=lambda key: (min(map(_taken, groups[key])), tuple(_order_of(v) for v in key)))
     return [Part(tuple(groups[key]), dict(zip(keys, key, strict=True))) for key in ordered]
 
 
-def _taken(frame: Instance) -> tuple[float, int, str]:
+def _taken(frame: Instance) -> tuple[float, int]:
     number = frame.get("InstanceNumber")
-    return (number if isinstance(number, int) else np.inf), (-1 if frame.frame is None else frame.frame), frame.path
+    return (number if isinstance(number, int) else np.inf), (-1 if frame.frame is None else frame.frame)
 
 
 def _ranked(frames: Sequence[Instance], level: NDArray[np.int_]) -> tuple[str, list[Part]] | None:
@@ -552,8 +568,15 @@ def _ranked(frames: Sequence[Instance], level: NDArray[np.int_]) -> tuple[str, l
         volumes = [[members[r] for members in ranks if r < len(members)] for r in range(max(map(len, ranks)))]
         by_volume = [[found[n] for n in members] for members in volumes]
         by_place = [[found[n] for n in members] for members in ranks]
-        if in_turn and not (_in_turn(by_volume) or _in_turn(by_place, any_order=True)):
+        lengths = {len(members) for members in ranks}
+        if len(lengths) > 1:
+            # An image that is missing before the last volume shifts all that follow at its position into the wrong volume.
+            if not _only_last_incomplete(volumes) or not _in_turn(by_volume):
+                continue
+        elif in_turn and not (_in_turn(by_volume) or _in_turn(by_place, any_order=True)):
             continue
+        if keyword in ("AcquisitionTime", "ContentTime") and _over_midnight(found):
+            volumes.sort(key=lambda members: min(_taken(frames[n]) for n in members))
         counted = keyword in ("InstanceNumber", "FrameNumber")
         parts = []
         for number, members in enumerate(volumes, 1):
@@ -565,6 +588,18 @@ def _ranked(frames: Sequence[Instance], level: NDArray[np.int_]) -> tuple[str, l
             )
         return keyword, parts
     return None
+
+
+def _over_midnight(times: Sequence[Any]) -> bool:
+    """Say whether times of day (TM) lie more than 12 hours apart: the smallest is then the next day's."""
+    hours = [int(str(time)[:2]) for time in times if str(time)[:2].isdigit()]
+    return bool(hours) and max(hours) - min(hours) > 12
+
+
+def _only_last_incomplete(volumes: Sequence[Sequence[int]]) -> bool:
+    """Say whether all volumes but the last have an image at every position, and a second one is more than a few images."""
+    count = len(volumes[0])
+    return len(volumes[-2]) == count and (len(volumes) > 2 or len(volumes[-1]) > _COVERED * count)
 
 
 def _in_turn(groups: Sequence[Sequence[Any]], *, any_order: bool = False) -> bool:
