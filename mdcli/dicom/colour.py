@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mdcli.dicom.lut import LutError, is_big_endian, lut_entries
 from mdcli.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,20 +55,15 @@ def palette_of(header: Dataset) -> tuple[int, NDArray[np.uint8]]:
     """
     tables, firsts = [], set()
     for colour in ("Red", "Green", "Blue"):
-        descriptor = header.get(f"{colour}PaletteColorLookupTableDescriptor")
-        data = header.get(f"{colour}PaletteColorLookupTableData")
         try:
-            count, first, bits = (int(v) for v in descriptor)
-            raw = bytes(data)
-        except (TypeError, ValueError):
-            raise DataError("bad-palette", f"the lookup table for {colour.lower()} is absent or unreadable") from None
-        count = count or 65536
-        # Eight-bit tables are found with one entry a byte and with one a word.
-        wide = len(raw) >= 2 * count
-        if bits not in (8, 16) or (not wide and len(raw) < count) or (bits == 16 and not wide):
-            text = f"the lookup table for {colour.lower()} has {len(raw)} bytes for {count} entries of {bits} bits"
-            raise DataError("bad-palette", text)
-        entries: NDArray[Any] = np.frombuffer(raw, "<u2" if wide else "u1", count)
+            count, first, bits = (int(v) for v in header[f"{colour}PaletteColorLookupTableDescriptor"].value)
+            if bits not in (8, 16):
+                raise LutError(f"it has entries of {bits} bits")
+            data = f"{colour}PaletteColorLookupTableData"
+            entries = lut_entries(header, data, count or 65536, bits, big=is_big_endian(header))
+        except (KeyError, TypeError, ValueError) as error:
+            why = error if isinstance(error, LutError) else "its descriptor is absent or unreadable"
+            raise DataError("bad-palette", f"the lookup table for {colour.lower()} can't be read: {why}") from None
         tables.append((entries >> 8 if bits == 16 else entries).astype(np.uint8))
         firsts.add((count, first))
     if len(firsts) > 1:

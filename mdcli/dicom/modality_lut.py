@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdcli.dicom.instance import Instance
+from mdcli.dicom.lut import LutError, is_big_endian, lut_entries
 from mdcli.dicom.opening import shown
 from mdcli.dicom.pixels import SliceRead
 from mdcli.errors import DataError
@@ -46,22 +47,20 @@ def modality_lut(instance: Instance, header: Dataset) -> ModalityLut:
     items = header.get("ModalityLUTSequence")
     if not items:
         raise DataError("no-modality-lut", f"{shown(instance.path)} has no Modality LUT, other slices have one")
+    if instance.get("RescaleSlope") is not None or instance.get("RescaleIntercept") is not None:
+        text = f"{shown(instance.path)} has a Modality LUT and a rescale: one of the two is the rule"
+        raise DataError("bad-modality-lut", text)
     item = items[0]
     try:
         count, first, bits = (int(v) for v in item.LUTDescriptor)
-        data = item["LUTData"].value
-        raw = data if isinstance(data, bytes) else np.atleast_1d(np.array(data, np.int64)).astype("<u2").tobytes()
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        raise DataError("bad-modality-lut", f"the Modality LUT of {shown(instance.path)} can't be read") from None
-    count = count or 65536
-    signed = instance.get("PixelRepresentation") == 1
-    if signed and first >= 1 << 15:
+        if len(items) != 1:
+            raise LutError(f"it has {len(items)} items")
+        entries = lut_entries(item, "LUTData", count or 65536, bits, big=is_big_endian(header))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        why = f": {error}" if isinstance(error, LutError) else ""
+        raise DataError("bad-modality-lut", f"the Modality LUT of {shown(instance.path)} can't be read{why}") from None
+    if instance.get("PixelRepresentation") == 1 and first >= 1 << 15:
         first -= 1 << 16
-    wide = len(raw) >= 2 * count
-    if len(items) != 1 or not 8 <= bits <= 16 or len(raw) < count or (bits > 8 and not wide):
-        text = f"the Modality LUT of {shown(instance.path)} has {len(raw)} bytes for {count} entries of {bits} bits"
-        raise DataError("bad-modality-lut", text)
-    entries = np.frombuffer(raw, "<u2" if wide else "u1", count).astype(np.uint16)
     kind = str(item.get("ModalityLUTType") or "").strip()
     return ModalityLut(first, entries, kind if kind not in ("", "US") else None)
 
