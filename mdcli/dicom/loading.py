@@ -136,7 +136,6 @@ class Plan:
         dimension: its fourth axis, or None.
         regrid: the grid that it is brought to, or None.
         is_colour: it has red, green and blue.
-        header: of its first frame's file.
         made: what no header says but was put in on request.
         findings: what a person may want to know.
     """
@@ -148,7 +147,6 @@ class Plan:
     dimension: dict[str, Any] | None
     regrid: Regrid | None
     is_colour: bool
-    header: Dataset
     made: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
@@ -370,7 +368,6 @@ def _spatial_plan(files: SourceFiles, name: str | None, parts: Sequence[Part], w
         dimension=dimension,
         regrid=_regrid(geometry, wish),
         is_colour=wish.colour,
-        header=header_of(files, steps[0].frames[0]),
         made=geometry.made,
         findings=tuple(findings),
     )
@@ -379,8 +376,7 @@ def _spatial_plan(files: SourceFiles, name: str | None, parts: Sequence[Part], w
 def _planar_plan(files: SourceFiles, name: str | None, part: Part, wish: Wish) -> Plan:
     check_one_kind(part.frames, colour=wish.colour)
     plans, findings = layouts(part.frames)
-    header = header_of(files, part.frames[0])
-    geometry = planar_geometry(part.frames[0], header)
+    geometry = planar_geometry(part.frames[0], header_of(files, part.frames[0]))
     steps = [_step(files, [frame], [plan], wish) for frame, plan in zip(part.frames, plans, strict=True)]
     dimension = None
     if len(steps) > 1:
@@ -399,7 +395,7 @@ def _planar_plan(files: SourceFiles, name: str | None, part: Part, wish: Wish) -
     if geometry.spacing_mm is None:
         text = "no header says how large a pixel is in the patient or at the detector: the volume has no millimetres"
         findings = [*findings, Finding("no-millimetres", text)]
-    return Plan(name, part, tuple(steps), geometry, dimension, None, wish.colour, header, (), tuple(findings))
+    return Plan(name, part, tuple(steps), geometry, dimension, None, wish.colour, (), tuple(findings))
 
 
 def _step(files: SourceFiles, frames: Sequence[Instance], plans: Sequence[Layout], wish: Wish) -> Step:
