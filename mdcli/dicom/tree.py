@@ -24,6 +24,7 @@ MAX_ZIP_DIRECTORY = 32 << 20
 """Bytes of a zip file's table of members: more is `zip-damaged`."""
 
 _ZIP_START = b"PK"
+_DIRECTORIES = ("DICOMDIR", "DICOMDIR.DCM")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def list_source(source: Path) -> Listing:
             raise DataError("bad-source", "the source is neither a folder nor a regular file")
         if _is_zip(source):
             return Listing(source, ("",))
+        if source.name.upper() in _DIRECTORIES:
+            # The directory of a file-set stands for the set (PS3.10 section 8.6), whose files lie beside and below it.
+            return _list_folder(source.parent)
         return Listing(source.parent, (source.name,))
     except (FileNotFoundError, NotADirectoryError) as error:
         from mdcli.dicom.opening import shown

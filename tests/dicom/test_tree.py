@@ -238,3 +238,10 @@ def test_an_open_file_is_read_without_seeking(tmp_path):
 
     data = ct()
     assert read_instance(Stream(data), "a", size=len(data)).size == len(data)
+
+
+def test_the_directory_of_a_file_set_stands_for_its_files(tmp_path):
+    put(tmp_path / "DICOMDIR", b"")
+    put(tmp_path / "A" / "IM1", ct())
+    listing = list_source(tmp_path / "DICOMDIR")
+    assert (listing.root, listing.names) == (tmp_path, ("DICOMDIR", "A/IM1"))
