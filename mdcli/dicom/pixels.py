@@ -394,8 +394,10 @@ def container(found: Sequence[Layout]) -> np.dtype[Any]:
     """Return the smallest type that holds the stored values of all layouts; signed and unsigned 32 bits together take 64.
 
     Raises:
-        DataError: `mixed-bits` where integers and floating point meet.
+        DataError: `mixed-bits` where integers and floating point meet, `mixed-kinds` where gray and colour do.
     """
+    if len({layout.samples for layout in found}) > 1:
+        raise DataError("mixed-kinds", "some images have one sample a pixel, others three")
     kinds = {layout.floating for layout in found}
     if len(kinds) > 1:
         raise DataError("mixed-bits", "some images have integer, others floating point pixels")
@@ -874,7 +876,7 @@ def modality_slabs(stored: NDArray[Any], rescale: Rescale, dtype: np.dtype[Any])
         slopes, intercepts = rescale.slopes[start : start + depth], rescale.intercepts[start : start + depth]
         if unchanged and part.dtype.kind == dtype.kind and part.dtype.itemsize == dtype.itemsize:
             slab = part
-        elif dtype.kind == "f" or not all(v.is_integer() for v in (*slopes, *intercepts)):
+        elif "f" in (dtype.kind, part.dtype.kind) or not all(v.is_integer() for v in (*slopes, *intercepts)):
             by_slice = np.array([slopes, intercepts])[:, :, None, None]
             slab = (part.astype(np.float64) * by_slice[0] + by_slice[1]).astype(dtype)
         else:

@@ -1,12 +1,14 @@
 """From bytes in a file to exact modality values."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pydicom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.pixels import convert_color_space, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGLSLossless
 
 from mdcli.dicom.instance import Instance
@@ -15,6 +17,7 @@ from mdcli.dicom.pixels import (
     Layout,
     Rescale,
     SliceRead,
+    _settle_bits,
     container,
     describe_codestreams,
     file_digest,
@@ -35,7 +38,7 @@ def read_one(folder, padding=None):
     """Read the only file of a folder: (stored values, what was found)."""
     (one,) = scan(folder)
     (layout,), _ = layouts([one])
-    out = np.empty((layout.rows, layout.columns), layout.dtype)
+    out = np.empty(layout.shape, layout.dtype)
     with SourceFiles(folder) as files:
         found = read_slice(files, one, layout, padding, out)
     return out, found
@@ -408,3 +411,239 @@ def test_codestreams_unlike_their_headers_are_told_once():
 def test_an_instance_that_was_never_scanned_has_no_pixels():
     with pytest.raises(DataError, match="no-pixels"):
         layouts([Instance("a.dcm", 10, None, None, "", instance().attributes)])
+
+
+STORED_TYPES = ["u1", "i1", "u2", "i2", "u4", "i4"]
+
+
+def first_type(values):
+    """Return the first type that holds exact numbers (integers or fractions), by arithmetic alone."""
+    if all(Fraction(v).denominator == 1 for v in values):
+        for name in ("int16", "uint16", "int32"):
+            if np.iinfo(name).min <= min(values) and max(values) <= np.iinfo(name).max:
+                return name
+    return "float32" if all(Fraction(float(np.float32(float(v)))) == v for v in values) else "float64"
+
+
+@st.composite
+def slices_of_one_type(draw):
+    info = np.iinfo(draw(st.sampled_from(STORED_TYPES)))
+    ends = st.sampled_from([info.min, info.min + 1, info.max - 1, info.max])
+    value = st.one_of(ends, st.integers(info.min, info.max))
+    return info.dtype, draw(st.lists(st.lists(value, min_size=3, max_size=3), min_size=1, max_size=3))
+
+
+@given(
+    made=slices_of_one_type(),
+    scale=st.lists(
+        st.tuples(
+            st.one_of(st.sampled_from([1, -1]), st.integers(-70000, 70000)),
+            st.one_of(st.just(0), st.integers(-(1 << 31), 1 << 31)),
+        ),
+        min_size=3,
+        max_size=3,
+    ),
+)
+def test_whole_numbers_are_those_of_unlimited_integers_in_the_first_type_that_holds_them(made, scale):
+    dtype, stored = made
+    scale = [(a or 1, b) for a, b in scale[: len(stored)]]
+    found = modality(np.array(stored, dtype)[:, None, :], *zip(*scale, strict=True))
+    expected = [[a * v + b for v in plane] for plane, (a, b) in zip(stored, scale, strict=True)]
+    assert [[int(v) for v in plane[0].tolist()] for plane in found] == expected
+    assert found.dtype == np.dtype(first_type([v for plane in expected for v in plane]))
+
+
+@given(
+    made=slices_of_one_type(),
+    slope=st.integers(-4096, 4096).filter(bool),
+    intercept=st.integers(-(1 << 24), 1 << 24),
+    power=st.integers(0, 10),
+)
+def test_binary_fractions_are_exact_in_the_first_type_that_holds_them(made, slope, intercept, power):
+    dtype, stored = made
+    a, b = Fraction(slope, 1 << power), Fraction(intercept, 1 << power)
+    found = modality(np.array(stored, dtype)[:, None, :], [a] * len(stored), [b] * len(stored))
+    expected = [[a * v + b for v in plane] for plane in stored]
+    assert [[Fraction(v) for v in plane[0].tolist()] for plane in found] == expected
+    assert found.dtype == np.dtype(first_type([v for plane in expected for v in plane]))
+
+
+@pytest.mark.parametrize("dtype", STORED_TYPES)
+def test_the_limits_of_every_stored_type_are_kept(dtype):
+    info = np.iinfo(dtype)
+    found = modality(np.array([[[info.min, 0, info.max]]], dtype), [1], [0])
+    assert found.ravel().tolist() == [info.min, 0, info.max]
+    held = {"u1": "i2", "i1": "i2", "u2": "u2", "i2": "i2", "u4": "f8", "i4": "i4"}
+    assert found.dtype == np.dtype(held[dtype])
+
+
+def test_a_negative_slope_turns_the_lowest_stored_value_into_the_highest():
+    # -1 x -32768 is one more than int16 holds.
+    found = modality(np.array([[[-32768, 32767]]], "i2"), [-1], [0])
+    assert (found.dtype.name, found.ravel().tolist()) == ("int32", [32768, -32767])
+
+
+@pytest.mark.parametrize(
+    "small, large, dtype, expected",
+    [
+        pytest.param("i2", "u2", "int32", [-32768, 65535], id="16 bits meet in 32"),
+        pytest.param("i4", "u4", "float64", [-2147483648, 4294967295], id="32 bits meet in 64, exact in float64"),
+        pytest.param("i1", "u1", "int16", [-128, 255], id="8 bits meet in 16"),
+    ],
+)
+def test_slices_with_and_without_sign_keep_their_values(small, large, dtype, expected):
+    made = [Layout(1, 2, 8 * int(t[1]), 8 * int(t[1]), 8 * int(t[1]) - 1, t[0] == "i", LITTLE) for t in (small, large)]
+    stored = np.zeros((2, 1, 2), container(made))
+    stored[0, 0, 0], stored[1, 0, 1] = expected
+    found = modality(stored, [1, 1], [0, 0])
+    assert (found.dtype.name, [found[0, 0, 0], found[1, 0, 1]]) == (dtype, expected)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=9))
+def test_floating_point_of_32_bits_is_kept_bit_by_bit(values):
+    stored = np.array([[values]], "f4")
+    found = modality(stored, [1], [0])
+    assert found.dtype == np.dtype("<f4")
+    assert found.tobytes() == stored.astype("<f4").tobytes()
+
+
+def test_floating_point_of_64_bits_stays_64_bits_even_if_32_would_do():
+    # What a file says in double precision may be compared with other files' values: nothing is rounded, nothing is guessed.
+    found = modality(np.array([[[0.5, 0.1]]], "f8"), [1], [0])
+    assert (found.dtype.name, found.ravel().tolist()) == ("float64", [0.5, 0.1])
+
+
+@pytest.mark.parametrize("slope, intercept", [(2, 0), (1, 40000), (0.5, 0)])
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_floating_point_that_is_rescaled_is_the_product(dtype, slope, intercept):
+    found = modality(np.array([[[1.0, 3.0, 40000.0]]], dtype), [slope], [intercept])
+    assert found.ravel().tolist() == [v * slope + intercept for v in (1, 3, 40000)]
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_what_is_no_number_stays_none(dtype):
+    stored = np.array([[[np.nan, 1.5, np.inf, -np.inf]]], dtype)
+    reads = [SliceRead("", 1.5, 1.5)]
+    rescale = Rescale((1.0,), (0.0,), None, None)
+    (slab,) = modality_slabs(stored.copy(), rescale, modality_span(stored, reads, rescale).dtype)
+    np.testing.assert_array_equal(slab, stored)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_floating_point_pixels_are_read_from_their_own_attribute(tmp_path, dtype):
+    plane = np.random.default_rng(2).normal(0, 1e6, (5, 7)).astype(dtype)
+    plane[0, :3] = np.nan, np.inf, -0.0
+    write_float(tmp_path / "a.dcm", plane)
+    out, found = read_one(tmp_path)
+    assert out.dtype == np.dtype(dtype)
+    assert out.tobytes() == plane.tobytes()
+    finite = plane[np.isfinite(plane)]
+    assert (found.low, found.high) == (float(finite.min()), float(finite.max()))
+
+
+def write_float(path, plane):
+    """Write FloatPixelData or DoubleFloatPixelData (PS3.3 C.7.6.24, C.7.6.25): neither BitsStored nor PixelRepresentation."""
+    write_slice(path, np.zeros(plane.shape, "u2"))
+    ds = pydicom.dcmread(path)
+    for keyword in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(ds, keyword)
+    ds.BitsAllocated = 8 * plane.dtype.itemsize
+    setattr(ds, "FloatPixelData" if plane.dtype.itemsize == 4 else "DoubleFloatPixelData", plane.tobytes())
+    ds.save_as(path)
+
+
+@pytest.mark.parametrize("bits", [16, 64])
+def test_floating_point_pixels_of_other_bits_than_their_attribute_has_are_refused(tmp_path, bits):
+    write_float(tmp_path / "a.dcm", np.zeros((4, 4), "f4"))
+    ds = pydicom.dcmread(tmp_path / "a.dcm")
+    ds.BitsAllocated = bits
+    ds.save_as(tmp_path / "a.dcm")
+    with pytest.raises(DataError, match="bad-bits"):
+        layouts(scan(tmp_path))
+
+
+@pytest.mark.parametrize("syntax", UNCOMPRESSED.values(), ids=UNCOMPRESSED)
+@pytest.mark.parametrize("dtype", ["u4", "i4", "i1", "u1"])
+def test_the_limits_of_every_size_survive_every_byte_order(tmp_path, syntax, dtype):
+    info = np.iinfo(dtype)
+    plane = np.array([[info.min, 1, info.max], [0, info.max - 1, info.min + 1]], dtype)
+    value = None
+    if dtype[1] == "1" and syntax == ExplicitVRBigEndian:
+        value = plane.ravel().view("<u2").byteswap().tobytes()
+    write_slice(tmp_path / "a.dcm", plane, syntax, value=value)
+    np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "a.dcm").pixel_array, plane)
+    np.testing.assert_array_equal(read_one(tmp_path)[0], plane)
+
+
+@pytest.mark.parametrize("dtype, bits", [("u4", 20), ("i4", 20), ("u4", 32), ("u2", 10), ("i2", 10), ("u1", 6)])
+def test_fewer_bits_than_allocated_are_exact(tmp_path, dtype, bits):
+    low = -(1 << (bits - 1)) if dtype[0] == "i" else 0
+    plane = np.array([[low, low + (1 << bits) - 1, 0, 1]], dtype)
+    write_slice(tmp_path / "a.dcm", plane, BitsStored=bits)
+    out, found = read_one(tmp_path)
+    np.testing.assert_array_equal(out, plane)
+    assert not found.masked
+
+
+def test_overlays_in_the_high_bits_never_reach_a_value():
+    """Every overlay bit above 12 stored ones, in every combination, over every value (PS3.3 C.9.2, retired)."""
+    values = np.arange(4096, dtype="u2")
+    for above in range(16):
+        plane = (values | above << 12).reshape(64, 64)
+        layout = Layout(64, 64, 16, 12, 11, False, LITTLE)
+        low, high, masked = _settle_bits(plane, layout, None, from_codestream=False)
+        assert (low, high, masked) == (0, 4095, above > 0)
+        np.testing.assert_array_equal(plane.ravel(), values)
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
+@pytest.mark.parametrize("syntax", UNCOMPRESSED.values(), ids=UNCOMPRESSED)
+def test_colour_is_red_green_and_blue_however_its_samples_lie(tmp_path, planar, photometric, syntax):
+    samples = np.random.default_rng(4).integers(0, 256, (6, 8, 3)).astype("u1")
+    write_colour(tmp_path / "a.dcm", samples, planar, photometric, syntax)
+    whole = pydicom.dcmread(tmp_path / "a.dcm")
+    judged = pixel_array(whole, raw=True)
+    np.testing.assert_array_equal(judged, samples)
+    judged = judged if photometric == "RGB" else convert_color_space(judged, photometric, "RGB")
+    assert np.abs(read_one(tmp_path)[0].astype(int) - judged).max() <= (photometric != "RGB")
+
+
+def write_colour(path, samples, planar, photometric, syntax):
+    value = (samples.transpose(2, 0, 1) if planar else samples).tobytes()
+    if syntax == ExplicitVRBigEndian:
+        value = np.frombuffer(value, "<u2").byteswap().tobytes()
+    more = {"SamplesPerPixel": 3, "PlanarConfiguration": planar, "PhotometricInterpretation": photometric}
+    write_slice(path, samples[..., 0], syntax, value=value, **more)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"SamplesPerPixel": 2}, id="two samples"),
+        pytest.param({"SamplesPerPixel": 4, "PhotometricInterpretation": "CMYK"}, id="four"),
+        pytest.param({"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15}, id="16 bits a sample"),
+        pytest.param({"PixelRepresentation": 1}, id="signed"),
+        pytest.param({"PhotometricInterpretation": "YBR_FULL_422"}, id="subsampled, but not compressed"),
+        pytest.param({"PhotometricInterpretation": "YBR_PARTIAL_420"}, id="partial range"),
+        pytest.param({"PhotometricInterpretation": "MONOCHROME2"}, id="gray"),
+        pytest.param({"PhotometricInterpretation": None}, id="absent"),
+    ],
+)
+def test_colour_that_is_not_known_is_refused(more):
+    usual = {
+        "SamplesPerPixel": 3,
+        "PhotometricInterpretation": "RGB",
+        "BitsAllocated": 8,
+        "BitsStored": 8,
+        "HighBit": 7,
+    }
+    one = replace(instance(**{**usual, **more}), pixel_length=10_000, size=20_000)
+    with pytest.raises(DataError, match="unsupported-colour"):
+        layouts([one])
+
+
+def test_gray_and_colour_do_not_meet_in_one_volume():
+    gray = Layout(4, 6, 8, 8, 7, False, LITTLE)
+    with pytest.raises(DataError, match="mixed-kinds"):
+        container([gray, replace(gray, samples=3, photometric="RGB")])
