@@ -323,7 +323,8 @@ def regular_runs(frames: Sequence[Instance]) -> list[list[Instance]]:
     along = np.array([position_of(f) for f in frames], np.float64) @ normal
     order = np.argsort(along, kind="stable")
     ordered, depths = [frames[n] for n in order], along[order]
-    runs, start = [], 0
+    runs: list[tuple[int, int]] = []
+    start = 0
     while start < len(ordered):
         end = start + 1
         while end < len(ordered) and _are_regular(depths[start : end + 1]):
@@ -333,9 +334,20 @@ def regular_runs(frames: Sequence[Instance]) -> list[list[Instance]]:
             step, following = depths[start + 1] - depths[start], depths[end] - depths[start + 1]
             if following < 0.9 * step:
                 end = start + 1
-        runs.append(ordered[start:end])
+        runs.append((start, end))
         start = end
-    return runs
+    # Two slices are always even: they are a run only where they are as near as slices of this series are.
+    usual = max(
+        (float(depths[end - 1] - depths[start]) / (end - start - 1) for start, end in runs if end - start > 2),
+        default=float(np.diff(depths).min()) if len(depths) > 1 else 0.0,
+    )
+    parted: list[list[Instance]] = []
+    for start, end in runs:
+        if end - start == 2 and depths[start + 1] - depths[start] > (1 + STEP_OFF) * usual:
+            parted += [[ordered[start]], [ordered[start + 1]]]
+        else:
+            parted.append(ordered[start:end])
+    return parted
 
 
 def _are_regular(depths: NDArray[np.float64]) -> bool:
@@ -696,10 +708,10 @@ def _uneven(
     ):
         raise refusal
     multiples = np.rint(steps / base)
-    if refusal.code == "missing-slices":
-        places = np.concatenate([[0.0], np.cumsum(multiples)])
-        count = int(places[-1])
-    else:
+    places = np.concatenate([[0.0], np.cumsum(multiples)])
+    count = int(places[-1])
+    aside_of_grid = float(np.abs(places / count - along).max()) * span
+    if refusal.code != "missing-slices" or not _is_within(aside_of_grid, 0.0, span / count):
         count = max(1, round(span / base))
         places = along * count
     there = set(

@@ -416,6 +416,10 @@ def _step(files: SourceFiles, frames: Sequence[Instance], plans: Sequence[Layout
 
 def _check_one_grid(geometries: Sequence[Geometry], steps: Sequence[Step]) -> None:
     first = geometries[0]
+    spaces = {step.frames[0].get("FrameOfReferenceUID") for step in steps}
+    if len(spaces) > 1:
+        text = f"the {len(steps)} volumes have {len(spaces)} frames of reference"
+        raise DataError("several-frames-of-reference", text, hint="--on-many split makes one workspace of each")
     for number, (geometry, step) in enumerate(zip(geometries, steps, strict=True), 1):
         if geometry.shape != first.shape:
             text = f"volume {number} has shape {geometry.shape}, volume 1 {first.shape} (k, j, i)"
