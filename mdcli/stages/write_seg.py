@@ -121,8 +121,8 @@ def _same_series(one: Any, one_name: str, other: Any, other_name: str) -> None:
 def _sources(ws: Workspace, params: Params) -> Sources:
     from mdcli.dicom.opening import split_path
 
-    root = ws.source_root("series")
     files = _images(ws).files
+    root = ws.source_root("series")
 
     def digest() -> str:
         from mdcli.dicom.sources import open_sources
