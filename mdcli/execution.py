@@ -283,8 +283,7 @@ def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls, names: M
         there = []
         for kind in stage.writes:
             role = target.role_to_write(kind)
-            if stage.splits and not children and kind in stage.reads and role == ws.role_to_read(kind):
-                # It writes that kind into child workspaces only; here it is what another stage wrote.
+            if not children and _is_its_input(stage, ws, kind):
                 continue
             record = target.record(role)
             state, _ = target.state(role, rehash=controls.rehash)
@@ -314,6 +313,11 @@ def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls, names: M
     result = "nothing-found" if results == {"nothing-found"} else "processed"
     outcome = None if why else Outcome(tuple(artifacts), artifacts, result, up_to_date=True)
     return _Found(list(dict.fromkeys(why)), edited, outcome, touch)
+
+
+def _is_its_input(stage: Stage, ws: Workspace, kind: str) -> bool:
+    """Say whether a kind that the stage writes into child workspaces only is, in the case's own, what it reads."""
+    return stage.splits and kind in stage.reads and ws.role_to_write(kind) == ws.role_to_read(kind)
 
 
 def why_stale(stage: Stage, ws: Workspace, params: Any, controls: Controls | None = None) -> list[str]:
@@ -576,7 +580,7 @@ def _commit(
         (target, kind)
         for target in targets
         for kind in stage.writes
-        if (target.path, target.role_to_write(kind)) not in written
+        if (target.path, target.role_to_write(kind)) not in written and (children or not _is_its_input(stage, ws, kind))
     ]
     for target, kind in missing:
         optional = kind in stage.optional_writes or not names.get(target.as_name or "", True)
@@ -592,6 +596,9 @@ def _commit(
             _put_in_place(staged, record)
         for target, kind in missing:
             _drop_outdated(stage, target, kind, base if run.nothing_found else None)
+        for kind in stage.writes if run.children else ():
+            if not _is_its_input(stage, ws, kind):
+                _drop_outdated(stage, ws, kind, None)
         for name in sorted({*before} - {*run.children}):
             for kind in stage.writes:
                 _drop_outdated(stage, Workspace(ws.path / name, as_name=ws.as_name), kind, None)
