@@ -37,20 +37,26 @@ def turned(vector: np.ndarray, axis: tuple[float, float, float], degrees: float)
     return np.cos(angle) * (vector - along) + np.sin(angle) * np.cross(unit, vector) + along
 
 
-def write_ct(folder: Path, orientation, spacing_mm, *, oblique_deg=0.0, position="HFS", descending=False) -> None:
-    """Write a series that holds all landmarks on a grid of that orientation."""
+def write_ct(
+    folder: Path, orientation, spacing_mm, *, oblique_deg=0.0, position="HFS", descending=False, tilt_deg=0.0
+) -> None:
+    """Write a series that holds all landmarks on a grid of that orientation, each slice shifted along the columns by the tilt."""
     row, column = (turned(vector, (1, 2, 1), oblique_deg) for vector in orientation)
     axes = np.stack([row, column, np.cross(row, column)])
     counts = np.ceil(2 * np.abs(axes) @ HALF_MM / spacing_mm).astype(int) + 1
+    shift = np.tan(np.deg2rad(tilt_deg)) * spacing_mm[2]
+    counts[1] += int(np.ceil(abs(shift) * (counts[2] - 1) / spacing_mm[1]))
     shape = (int(counts[2]), int(counts[1]), int(counts[0]))
     affine = oriented_affine(row, column, spacing_mm, shape, MIDDLE_MM)
+    affine[:3, 2] += shift * column
+    affine[:3, 3] -= shift * column * (shape[0] - 1) / 2
     write_series(folder, shape, affine, SeriesFacts(patient_position=position), descending=descending, noise_hu=10.0)
 
 
-def run_chain(dicom: Path, case: Path) -> Path:
+def run_chain(dicom: Path, case: Path, **load) -> Path:
     """Run the four stages and return where the SEG is, or would be."""
     run_stage(load_stage("select-series"), case, dicom=dicom)
-    run_stage(load_stage("load-volume"), case)
+    run_stage(load_stage("load-volume"), case, **load)
     run_stage(load_stage("infer"), case, model="landmarks")
     run_stage(load_stage("write-seg"), case)
     return case / "seg.dcm"
@@ -78,10 +84,10 @@ def centroids_mm(seg: Path) -> dict[str, np.ndarray]:
     return {name: np.concatenate(parts).mean(axis=0) for name, parts in points.items()}
 
 
-def misses(dicom: Path, case: Path) -> dict[str, float]:
+def misses(dicom: Path, case: Path, **load) -> dict[str, float]:
     """Return the landmarks that are not where they must be, with the distance in mm (infinite where there is none)."""
     try:
-        seg = run_chain(dicom, case)
+        seg = run_chain(dicom, case, **load)
     except MdError as error:
         return {error.code: np.inf}
     found = centroids_mm(seg) if seg.exists() else {}
@@ -109,6 +115,21 @@ def test_there_are_24_right_handed_orientations():
 def test_every_landmark_is_found_at_its_millimetre(tmp_path, orientation, spacing_mm, oblique_deg):
     write_ct(tmp_path / "dicom", orientation, spacing_mm, oblique_deg=oblique_deg)
     assert misses(tmp_path / "dicom", tmp_path / "case") == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("untilt", [False, True], ids=["sheared", "untilted"])
+@pytest.mark.parametrize(
+    "orientation, spacing_mm, oblique_deg, tilt_deg",
+    [
+        pytest.param(AXIAL, (2.5, 3.0, 4.0), 0, 18.5, id="axial, a gantry tilt of 18.5 degrees"),
+        pytest.param(AXIAL, (3.0, 2.5, 4.0), 10, -25.0, id="axial, 10 degrees oblique, a tilt of -25 degrees"),
+        pytest.param(CORONAL, (2.5, 4.0, 3.0), 5, 12.0, id="coronal, 5 degrees oblique, sheared by 12 degrees"),
+    ],
+)
+def test_every_landmark_is_found_in_a_tilted_series(tmp_path, orientation, spacing_mm, oblique_deg, tilt_deg, untilt):
+    write_ct(tmp_path / "dicom", orientation, spacing_mm, oblique_deg=oblique_deg, tilt_deg=tilt_deg)
+    assert misses(tmp_path / "dicom", tmp_path / "case", untilt=untilt) == {}
 
 
 @pytest.mark.slow
@@ -162,22 +183,22 @@ def network_sees(change):
 
 
 def slices_reversed_under_their_affine(monkeypatch) -> None:
-    from mdcli.dicom import pixels
+    from mdcli.dicom import loading
 
-    plain = pixels.modality_slabs
+    plain = loading.modality_slabs
 
     def reversed_slabs(*args):
         yield np.ascontiguousarray(np.concatenate(list(plain(*args)))[::-1])
 
-    monkeypatch.setattr(pixels, "modality_slabs", reversed_slabs)
+    monkeypatch.setattr(loading, "modality_slabs", reversed_slabs)
 
 
 def row_and_column_spacing_swapped(monkeypatch) -> None:
     from dataclasses import replace
 
-    from mdcli.dicom import geometry
+    from mdcli.dicom import loading
 
-    plain = geometry.volume_geometry
+    plain = loading.volume_geometry
 
     def swapped(*args, **named):
         found = plain(*args, **named)
@@ -186,7 +207,7 @@ def row_and_column_spacing_swapped(monkeypatch) -> None:
         affine[:3, :2] *= lengths[::-1] / lengths
         return replace(found, affine=affine)
 
-    monkeypatch.setattr(geometry, "volume_geometry", swapped)
+    monkeypatch.setattr(loading, "volume_geometry", swapped)
 
 
 def network_grid_too_large(monkeypatch) -> None:
