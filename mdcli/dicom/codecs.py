@@ -80,57 +80,6 @@ class Decoded:
     colour: str | None = None
 
 
-def fragments(value: bytes | memoryview) -> Iterator[memoryview]:
-    """Yield the fragments of encapsulated PixelData, the basic offset table left out.
-
-    Args:
-        value: from the first item tag to the end of the file.
-
-    Raises:
-        DataError: `bad-encapsulation` where no item begins, `truncated-pixels` where the value ends inside an item or before the
-            sequence delimiter.
-
-    Source: DICOM PS3.5 A.4.
-    """
-    view, at, number = memoryview(value), 0, 0
-    while True:
-        if len(view) < at + 8:
-            raise DataError(
-                "truncated-pixels", f"its encapsulated pixels end after {len(view)} bytes without a delimiter"
-            )
-        group, element, length = struct.unpack_from("<HHI", view, at)
-        at += 8
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return
-        if (group, element) != (0xFFFE, 0xE000):
-            raise DataError(
-                "bad-encapsulation", f"its encapsulated pixels hold ({group:04x},{element:04x}) for an item"
-            )
-        if length > len(view) - at:
-            raise DataError(
-                "truncated-pixels", f"an item of {length} bytes has {len(view) - at} bytes left in the file"
-            )
-        if number:
-            yield view[at : at + length]
-        at, number = at + length, number + 1
-
-
-def decode(form: str, value: bytes | memoryview, rows: int, columns: int, bits_allocated: int) -> Decoded:
-    """Return the one frame of an encapsulated PixelData value.
-
-    Args:
-        form: the codec.
-        value: from the first item tag to the end of the file.
-        rows: as the header says.
-        columns: as the header says.
-        bits_allocated: as the header says.
-
-    Raises:
-        DataError: those of `decode_frame` and of `fragments`.
-    """
-    return decode_frame(form, b"".join(fragments(value)), rows, columns, 1, bits_allocated)
-
-
 def decode_frame(form: str, stream: bytes, rows: int, columns: int, samples: int, bits_allocated: int) -> Decoded:
     """Return one frame.
 

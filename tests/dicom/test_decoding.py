@@ -5,11 +5,12 @@ import signal
 
 import numpy as np
 import pytest
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_fragments
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from mdcli.dicom import decoding
-from mdcli.dicom.codecs import decode, fragments
+from mdcli.dicom.codecs import decode_frame
+from mdcli.dicom.fragments import locate_frames
 from mdcli.dicom.opening import SourceFiles
 from mdcli.dicom.pixels import layouts
 from mdcli.dicom.reading import read_stored
@@ -133,7 +134,7 @@ def test_fewer_bits_than_a_signed_header_has_are_read_where_no_value_has_the_sig
 def test_near_lossless_jpeg_ls_says_so():
     from jpeg_ls import encode_array
 
-    found = decode("jpeg-ls", encapsulate([bytes(encode_array(volume(1)[0], lossy_error=2))]) + DELIMITER, 36, 40, 16)
+    found = decode_frame("jpeg-ls", bytes(encode_array(volume(1)[0], lossy_error=2)), 36, 40, 1, 16)
     assert found.lossy == "JPEG-LS, error up to 2"
     assert np.abs(found.samples.astype(int) - volume(1)[0]).max() <= 2
 
@@ -142,13 +143,16 @@ def test_near_lossless_jpeg_ls_says_so():
 def test_the_wavelet_says_whether_jpeg_2000_lost_something(ratios, lossy):
     more = {"compression_ratios": ratios} if ratios else {}
     stream = jpeg_2000(volume(1, (64, 64))[0], 12, **more)
-    assert decode("jpeg-2000", encapsulate([stream]) + DELIMITER, 64, 64, 16).lossy == lossy
+    assert decode_frame("jpeg-2000", stream, 64, 64, 1, 16).lossy == lossy
 
 
 def test_a_frame_in_many_fragments_is_one_frame():
     stored = volume(1)[0]
-    (whole,) = fragments(encoded(stored, JPEGLSLossless, 12) + DELIMITER)
-    found = decode("jpeg-ls", encapsulate([bytes(whole)], fragments_per_frame=3) + DELIMITER, 36, 40, 16)
+    _, whole = generate_fragments(encoded(stored, JPEGLSLossless, 12))
+    value = encapsulate([whole], fragments_per_frame=3) + DELIMITER
+    (place,) = locate_frames(lambda at, length: value[at : at + length], 0, len(value), 1, "jpeg-ls")
+    assert len(place) == 3
+    found = decode_frame("jpeg-ls", b"".join(value[at : at + length] for at, length in place), 36, 40, 1, 16)
     np.testing.assert_array_equal(found.samples, stored)
 
 
