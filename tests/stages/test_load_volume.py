@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from mdcli.testing import ListReporter, run_stage
 from tests.made_series import COMPRESSED, LITTLE, UNCOMPRESSED, scan, workspace, write_series
 
 SCHEMAS = Path(load_volume.__file__).parents[1] / "schemas"
+REPOSITORY = Path(load_volume.__file__).parents[2]
 
 
 def stored(count=6, shape=(34, 36), low=0, high=4096):
@@ -849,6 +853,112 @@ def hostile(shared_data, shared_folder, tmp_path_factory):
     base = shared_data / "01_ct_axial_rtstruct" / "dicom" / "image"
     subprocess.run([sys.executable, maker, base, out], check=True, capture_output=True)
     return out, {case["case"]: case["verdict"] for case in json.loads((out / "cases.json").read_text())}
+
+
+# A user who may read no file of mode 000, which root may.
+NOBODY = 65534
+MEMORY_KIB = 1 << 20
+
+
+def as_nobody():
+    """Return what to put before a command to run it as a normal user, or skip."""
+    if os.geteuid() != 0:
+        return []
+    before = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    try:
+        able = subprocess.run([*before, sys.executable, "-c", "import mdcli"], capture_output=True, check=False)
+    except OSError:
+        pytest.skip("setpriv is not there")
+    if able.returncode:
+        pytest.skip("a normal user can't run this Python")
+    return before
+
+
+def end_of(command, where, environment):
+    """Run a command; return its status, its two outputs as bytes, and its peak memory in KiB. What hangs is killed."""
+    with (where / "out").open("wb") as out, (where / "err").open("wb") as err:
+        process = subprocess.Popen(["timeout", "60", *command], stdout=out, stderr=err, env=environment, cwd=where)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, (where / "out").read_bytes(), (where / "err").read_bytes(), used.ru_maxrss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("user", ["the user of the tests", "a normal user"])
+def test_every_hostile_case_ends_as_it_should(hostile, user):
+    """Each in processes of its own, as a script would run it: its verdict, no traceback, no name, nothing left behind."""
+    out, verdicts = hostile
+    before = as_nobody() if user == "a normal user" else []
+    normal = bool(before) or os.geteuid() != 0
+    # Pytest's own folders are closed to other users.
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        top.chmod(0o755)
+        shutil.copytree(out, top / "cases", ignore=shutil.ignore_patterns("000.dcm", "003.dcm"))
+        for path in [*out.glob("*/in/000.dcm"), *out.glob("*/in/003.dcm")]:
+            copy = top / "cases" / path.relative_to(out)
+            if path.is_fifo():
+                os.mkfifo(copy)
+            else:
+                shutil.copy2(path, copy)
+        if before:
+            for path in [top / "cases", *(top / "cases").rglob("*")]:
+                os.chown(path, NOBODY, NOBODY)
+        base, wrong = None, {}
+        for case, verdict in verdicts.items():
+            where = top / f"run_{case}"
+            where.mkdir()
+            if before:
+                os.chown(where, NOBODY, NOBODY)
+            problem, base = _hostile_end(before, top / "cases" / case / "in", where, verdict, base)
+            if case == "64_unreadable" and not normal:
+                problem = None
+            if problem:
+                wrong[case] = problem
+        assert wrong == {}
+        assert sorted(p.name for p in top.iterdir()) == sorted(["cases", *(f"run_{case}" for case in verdicts)])
+    assert not list(Path(tempfile.gettempdir()).glob("pwned*"))
+
+
+def _hostile_end(before, source, where, verdict, base):
+    """Return what is wrong with how a case ended, or None; and the volume of the plain case."""
+    ws = where / "ws"
+    environment = {
+        **os.environ,
+        "HOME": str(where),
+        "XDG_CACHE_HOME": str(where / "cache"),
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    md = [*before, sys.executable, "-m", "mdcli"]
+    said, status, peak = b"", 0, 0
+    for command in ([*md, "select-series", str(ws), "--dicom", str(source)], [*md, "load-volume", str(ws)]):
+        status, out, err, memory = end_of(command, where, environment)
+        said, peak = said + out + err, max(peak, memory)
+        if status:
+            break
+    names = [p.name for p in ws.iterdir()] if ws.exists() else []
+    written = b"".join(p.read_bytes() for p in ws.rglob("*") if p.is_file()) if ws.exists() else b""
+    everything = (said + written).upper()
+    if b"TRACEBACK" in everything or status in (70, 124):
+        return f"status {status}: {said[-300:]!r}", base
+    for word in (b"SECRET", b"PWNED_PID", b"PWNED_NAME", b"\x1b[31M", b"PWNED_PREAMBLE"):
+        if word in everything:
+            return f"it says {word!r}", base
+    said.decode("utf-8")
+    if peak > MEMORY_KIB:
+        return f"{peak} KiB of memory", base
+    left = [n for n in names if n.startswith((".", "volume", "geometry"))]
+    if verdict in ("REFUSE", "SPLIT"):
+        good = status not in (0, 1, 2) and b"md: error: " in said and not left
+        return None if good else f"{verdict}, status {status}, left {left}: {said[-300:]!r}", base
+    if status:
+        return f"{verdict}, status {status}: {said[-300:]!r}", base
+    volume = read_nifti(ws / "volume.nii")
+    found = np.array(volume.array), volume.affine
+    base = base or found
+    if verdict in ("SAME", "SKIP") and not all(np.array_equal(a, b) for a, b in zip(found, base, strict=True)):
+        return "another volume", base
+    return ("no warning" if verdict == "WARN" and b"warning" not in said else None), base
 
 
 def through(folder, ws, reporter):
