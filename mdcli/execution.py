@@ -179,8 +179,9 @@ def _plan(stage: Stage, ws: Workspace, params: Any, controls: Controls) -> _Plan
     return _Plan(key, matter, inputs, newest, identity, sources, stat, edited)
 
 
-def _children_role(stage: Stage) -> str:
-    return role_of("children", stage.name.replace("-", "_"))
+def _children_role(stage: Stage, ws: Workspace) -> str:
+    """Return the role of the list of children, one a stage and name (`--as`): what goes by another name is left alone."""
+    return role_of("children", "_".join([stage.name.replace("-", "_"), *([ws.as_name] if ws.as_name else [])]))
 
 
 def _sources_differ(record: Record, plan: _Plan, rehash: bool) -> str | None:
@@ -247,7 +248,7 @@ def _targets(stage: Stage, ws: Workspace, names: Mapping[str, bool]) -> tuple[li
     """Return the workspaces that hold the stage's outputs (the case, a view of it a name, or the children), and the children."""
     if names:
         return [ws.named(name) for name in names], []
-    role = _children_role(stage)
+    role = _children_role(stage, ws)
     if ws.record(role) is None or not ws.locate(role).exists():
         return [ws], []
     made = ws_children(ws, role)
@@ -305,7 +306,7 @@ def _look(stage: Stage, ws: Workspace, plan: _Plan, controls: Controls, names: M
             touch.append((target, record))
         artifacts[target.path] = (*artifacts.get(target.path, ()), *there)
     if children:
-        record = ws.record(_children_role(stage))
+        record = ws.record(_children_role(stage, ws))
         if record is None or record.key != plan.key or _sources_differ(record, plan, controls.rehash):
             why += _differences(stage, record, plan, controls.rehash)
     if not why and not results:
@@ -460,6 +461,8 @@ def execute(
                         stage.report(ws, params)
                     finally:
                         ws._run = None
+                if controls.strict:
+                    _refuse_noted(found.touch)
                 result = "up-to-date"
                 return found.outcome
             if found.edited and not controls.force:
@@ -493,6 +496,15 @@ def execute(
     finally:
         seconds = time.perf_counter() - clock
         _log_for_profile(stage.name, ws.name, seconds, _cpu_seconds() - cpu, peak, run.spans, result)
+
+
+def _refuse_noted(made: list[tuple[Workspace, Record]]) -> None:
+    """Refuse what was made with a warning (`--strict`): it was up to date before, and is no better now."""
+    for _, record in made:
+        for note in record.happened.get("notes", []):
+            if note.get("level") == "warning":
+                hint = "without --strict this is a warning"
+                raise DataError(str(note["code"]), str(note["message"]), hint=hint, **(note.get("numbers") or {}))
 
 
 def _refuse_persons_file(ws: Workspace, role: str) -> NoReturn:
@@ -555,7 +567,7 @@ def _commit(
     result = "nothing-found" if run.nothing_found else "processed"
     children = [Workspace(ws.path / name, as_name=ws.as_name, use=ws.use) for name in sorted(run.children)]
     targets = children or [ws.named(name) for name in names] or [ws]
-    before = ws_children(ws, _children_role(stage))
+    before = ws_children(ws, _children_role(stage, ws))
     if run.children:
         _stage_children(stage, ws, run)
     sources = None
@@ -600,15 +612,21 @@ def _commit(
             if not _is_its_input(stage, ws, kind):
                 _drop_outdated(stage, ws, kind, None)
         for name in sorted({*before} - {*run.children}):
+            child = Workspace(ws.path / name, as_name=ws.as_name)
             for kind in stage.writes:
-                _drop_outdated(stage, Workspace(ws.path / name, as_name=ws.as_name), kind, None)
+                _drop_outdated(stage, child, kind, None)
+                if child.record(child.role_to_write(kind)) is None:
+                    (child.path / f"{child.role_to_write(kind)}.root").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                # What others left in it stays.
+                child.path.rmdir()
             say(
                 "warning",
                 "child-gone",
                 f"{stage.name} no longer makes the child workspace {name}: what it wrote there is removed",
             )
         if before and not run.children:
-            role = _children_role(stage)
+            role = _children_role(stage, ws)
             _remove(ws.locate(role))
             record_path(ws.path, role).unlink(missing_ok=True)
     artifacts = {target.path: tuple(s.role for s in run.staged if s.folder == target.path) for target in targets}
@@ -616,7 +634,7 @@ def _commit(
 
 
 def _stage_children(stage: Stage, ws: Workspace, run: StageRun) -> None:
-    staged = Staged(ws.path, _children_role(stage), part_path(ws.path, "children.json"))
+    staged = Staged(ws.path, _children_role(stage, ws), part_path(ws.path, "children.json"))
     staged.part.write_bytes(json_bytes({"schema": "md.children/1", "children": sorted(run.children)}))
     run.staged.append(staged)
 

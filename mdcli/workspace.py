@@ -234,6 +234,9 @@ class Workspace:
             if not self.path.is_dir():
                 raise MissingError("no-workspace", f"there is no workspace {self.name}")
             near = difflib.get_close_matches(role, self.roles(), 1)
+            if kind == "labels" and self.has("masks"):
+                way = "its structures overlap and lie in masks/, which no stage takes yet: other programs can"
+                raise MissingError("no-artifact", f"{path.name} is not in workspace {self.name}", hint=way)
             hint = _who_writes(kind) or (f"did you mean {near[0]}?" if near else None)
             raise MissingError("no-artifact", f"{path.name} is not in workspace {self.name}", hint=hint)
         return path

@@ -206,6 +206,14 @@ def test_strict_makes_a_warning_an_error(ws, text):
     assert caught.value.code == "long-text"
 
 
+def test_strict_takes_no_result_that_an_earlier_run_warned_of(ws, text):
+    text.write_text("x" * 101)
+    run_stage(COUNT, ws, source=text)
+    with pytest.raises(DataError) as caught:
+        run_stage(COUNT, ws, source=text, controls=Controls(strict=True))
+    assert caught.value.code == "long-text"
+
+
 def test_a_dry_run_says_why_and_does_nothing(ws, text):
     reporter = ListReporter()
     assert execute(COUNT, Workspace(ws), CountParams(text), Controls(dry_run=True), reporter) is None

@@ -152,8 +152,15 @@ def check_images(frames: Sequence[Instance]) -> None:
     found = [(_frozen(i.get("SOPInstanceUID")), i.frame, i.tile) for i in frames]
     uids = Counter(found)
     if len(uids) < len(frames) or any(uid is None for uid, _, _ in uids):
-        odd = next(i for i, uid in zip(frames, found, strict=True) if uids[uid] > 1 or uid[0] is None)
-        raise DataError("duplicate-uid", f"the SOPInstanceUID of {shown(odd.path)} is absent or that of another file")
+        odd = next(i for i, key in zip(frames, found, strict=True) if uids[key] > 1 or key[0] is None)
+        if odd.get("SOPInstanceUID") is None:
+            raise DataError("duplicate-uid", f"{shown(odd.path)} has no SOPInstanceUID")
+        twins = [shown(i.path) for i, key in zip(frames, found, strict=True) if key[0] == odd.get("SOPInstanceUID")]
+        raise DataError(
+            "duplicate-uid",
+            f"{len(twins)} files that differ have one SOPInstanceUID: {', '.join(twins[:4])}",
+            hint="leave out the one that does not belong: one UID is one image",
+        )
     for keyword, code in (("StudyInstanceUID", "several-studies"), ("SeriesInstanceUID", "several-series")):
         _same(frames, operator.methodcaller("get", keyword), code, keyword)
     for frame in frames:
@@ -703,10 +710,11 @@ def _uneven(
     base = float(steps.min())
     along = (depths - depths[0]) / span
     aside = np.linalg.norm(positions - positions[0] - along[:, None] * (positions[-1] - positions[0]), axis=1)
-    if aside.max() > max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * base) or span / base > MOST_MADE * len(
-        depths
-    ):
-        raise refusal
+    apart = aside.max() > max(POSITION_OFF_GRID_MM, POSITION_OFF_GRID_SPACING * base)
+    if apart or span / base > MOST_MADE * len(depths):
+        why = "they lie on no one line" if apart else f"a grid of {base:g} mm would be more made than measured"
+        hint = f"--on-gap split makes one workspace of each regular run; they can't be resampled: {why}"
+        raise DataError(refusal.code, refusal.message, hint=hint, **refusal.numbers)
     multiples = np.rint(steps / base)
     places = np.concatenate([[0.0], np.cumsum(multiples)])
     count = int(places[-1])

@@ -236,6 +236,11 @@ class Rule:
         return tuple(_conditions(self.root))
 
     @property
+    def signed_conditions(self) -> tuple[tuple[Condition, bool], ...]:
+        """Return its conditions, in the order written, and whether each is wanted (False: within a `not`)."""
+        return tuple(_signed(self.root, True))
+
+    @property
     def asks_pixels(self) -> bool:
         """Say whether it has a condition on pixels."""
         return any(keyword in COMPUTED and COMPUTED[keyword].pixels for keyword in self.keywords)
@@ -258,6 +263,16 @@ def _conditions(node: Node) -> Iterator[Condition]:
     else:
         for part in (node.part,) if isinstance(node, Not) else node.parts:
             yield from _conditions(part)
+
+
+def _signed(node: Node, wanted: bool) -> Iterator[tuple[Condition, bool]]:
+    if isinstance(node, Condition):
+        yield node, wanted
+    elif isinstance(node, Not):
+        yield from _signed(node.part, not wanted)
+    else:
+        for part in node.parts:
+            yield from _signed(part, wanted)
 
 
 def _culprits(node: Node, found: Facts, wanted: bool) -> Iterator[Condition]:

@@ -606,7 +606,7 @@ def explain(judgements: Sequence[Judgement]) -> tuple[str, dict[str, Any]]:
         for number, one in enumerate(judgement.judged, 1):
             lines.append(f"  {number}. {one.candidate.series.describe()}")
             lines.append(f"     {one.result}: {one.reason}" if one.result != "chosen" else "     chosen")
-            conditions = [_held(one.candidate, rule, c) for c in rule.conditions] if rule else []
+            conditions = [_held(one.candidate, c, wanted) for c, wanted in rule.signed_conditions] if rule else []
             width = max((len(c["condition"]) for c in conditions), default=0)
             for c in conditions:
                 mark = {True: "yes", False: "no ", None: "-  "}[c["held"]]
@@ -640,19 +640,20 @@ def _described(judged: Judged, number: int) -> dict[str, Any]:
     }
 
 
-def _held(candidate: Candidate, rule: Rule, condition: Condition) -> dict[str, Any]:
-    """Return what all images of a series say about a condition."""
+def _held(candidate: Candidate, condition: Condition, wanted: bool) -> dict[str, Any]:
+    """Return what all images of a series say about a condition, or about its opposite where that is wanted."""
     values: dict[Any, int] = {}
     held: dict[bool | None, int] = {True: 0, False: 0, None: 0}
     for image, count in candidate.kinds_of_images([condition.keyword]):
         value = image.get(condition.keyword)
-        held[condition.decide(image)] += count
+        decided = condition.decide(image)
+        held[decided if decided is None else decided is wanted] += count
         values[_frozen(value)] = values.get(_frozen(value), 0) + count
     of = sum(held.values())
     verdict = None if held[None] else held[True] == of
     found = sorted(values.items(), key=lambda pair: -pair[1])
     return {
-        "condition": str(condition),
+        "condition": str(condition) if wanted else f"not {condition}",
         "keyword": condition.keyword,
         "held": verdict,
         "held_in": held[True],

@@ -221,13 +221,18 @@ def _read_foreign(path: Path) -> Volume:
     except Exception as error:
         # A damaged header makes nibabel raise nearly anything.
         raise DataError("not-nifti", f"{path.name} is not a NIfTI file") from error
-    if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
-        raise DataError("no-affine", f"{path.name} has neither sform nor qform: where it lies is unknown")
     axes = [size for n, size in enumerate(image.shape) if n < 3 or size > 1]
     coloured = int(image.header["datatype"]) in (_RGB24, _RGBA32)
     if len(axes) != 3 or coloured:
+        hint = (
+            "colour is for other programs: load it without --colour"
+            if coloured
+            else "load one volume of it, with --pick"
+        )
         what = "colours" if coloured else f"{len(axes)} axes {tuple(image.shape)}, not three"
-        raise DataError("not-a-volume", f"{path.name} has {what}", hint="load one volume of it, with --pick")
+        raise DataError("not-a-volume", f"{path.name} has {what}", hint=hint)
+    if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+        raise DataError("no-affine", f"{path.name} has neither sform nor qform: where it lies is unknown")
     try:
         array = np.asanyarray(image.dataobj)
     except (EOFError, OSError, ValueError, MemoryError, OverflowError, zlib.error) as error:

@@ -39,7 +39,7 @@ class Violation:
         return f"{self.attribute} is {' and '.join(map(_shown, self.values))}{self.where}, the model takes {self.bound}"
 
 
-def check_unit(card: Card, unit: str | None) -> None:
+def check_unit(card: Card, unit: str | None, modality: str | None = "CT") -> None:
     """Refuse values of another unit than the model's. `arbitrary` in the card takes any.
 
     Raises:
@@ -51,10 +51,19 @@ def check_unit(card: Card, unit: str | None) -> None:
         raise DataError(
             "wrong-unit",
             f"the volume has {found}, the model {card.name} wants {wanted}",
-            hint="md load-volume --assume-hu, if you know that they are" if unit is None and wanted == "HU" else None,
+            hint=_way_out(unit, wanted, modality),
             unit=unit,
             wanted=wanted,
         )
+
+
+def _way_out(unit: str | None, wanted: str, modality: str | None) -> str | None:
+    """Return what helps where nobody said the unit, and somebody may know."""
+    if unit is not None:
+        return None
+    if modality is None:
+        return f"md import-volume --unit {wanted}, if you know that they are"
+    return "md load-volume --assume-hu, if you know that they are" if (modality, wanted) == ("CT", "HU") else None
 
 
 def check_scope(

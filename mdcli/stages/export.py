@@ -19,17 +19,23 @@ _WHAT = ("volume", "labels", "instances")
 _REGULATORY = "Research use only, not reviewed."
 
 
+def _forms() -> tuple[str, ...]:
+    return tuple(_FORMS)
+
+
+def _kinds() -> tuple[str, ...]:
+    return tuple(_WHAT)
+
+
 @dataclass(frozen=True)
 class Params:
     """What you can ask."""
 
     format: Annotated[
         tuple[str, ...],
-        Option("nii, nii.gz, nrrd, mha, or png (a folder of slices); may repeat", complete=lambda: _FORMS),
+        Option("nii, nii.gz, nrrd, mha, or png (a folder of slices); may repeat", complete=_forms),
     ]
-    what: Annotated[tuple[str, ...], Option("volume, labels or instances; may repeat", complete=lambda: _WHAT)] = (
-        "volume",
-    )
+    what: Annotated[tuple[str, ...], Option("volume, labels or instances; may repeat", complete=_kinds)] = ("volume",)
     window: Annotated[
         str | None,
         Option("What a PNG shows as black to white; without it the 1st to the 99th percentile", metavar="CENTER,WIDTH"),

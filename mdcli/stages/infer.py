@@ -208,7 +208,7 @@ def _check_scope(
     from mdcli.errors import DataError
     from mdcli.inference.scope import check_scope, check_unit
 
-    check_unit(card, geometry["unit"] if volume.unit is None else volume.unit)
+    check_unit(card, geometry["unit"] if volume.unit is None else volume.unit, geometry.get("modality"))
     violations, unknown = check_scope(card.accepts, _facts(ws, card, geometry))
     if unknown:
         listed = ", ".join(unknown)

@@ -151,6 +151,8 @@ def run(ws: Workspace, params: Params) -> None:
             if not instances:
                 _refuse_nothing(params, len(found))
             if asked.old:
+                if params.explain:
+                    _say_no_explanation(ws)
                 chosen = {_UNNAMED: _old_choice(ws, asked, instances, files)}
             else:
                 judgements = _judged(asked, instances, files, params, ws.jobs)
@@ -267,6 +269,11 @@ def _judged(
     return [judge(selection, candidates, uid=params.series) for selection in asked.selections]
 
 
+def _say_no_explanation(ws: Workspace) -> None:
+    text = "--monai-compat follows the old choice step by step, which conditions do not explain: see md rules diff"
+    ws.note("no-explanation", text)
+
+
 def _report(ws: Workspace, judgements: Sequence[Judgement]) -> None:
     from mdcli.dicom.selection import explain
 
@@ -275,7 +282,10 @@ def _report(ws: Workspace, judgements: Sequence[Judgement]) -> None:
 
 def report(ws: Workspace, params: Params) -> None:
     """Explain again what was chosen when the artifacts were made."""
-    if not params.explain or params.monai_compat:
+    if not params.explain:
+        return
+    if params.monai_compat:
+        _say_no_explanation(ws)
         return
     from mdcli.dicom.opening import SourceFiles
 
@@ -344,10 +354,24 @@ def _children(judgements: Sequence[Judgement]) -> dict[str, Candidate]:
         if not judgement.selection.all and best:
             best = [_single(best, f" for {judgement.selection.name}", bool(judgement.selection.prefer))]
         alone = len(best) == 1 and word != _UNNAMED
-        chosen |= {word if alone else f"{word}_{n:03d}": one for n, one in enumerate(best, 1)}
+        chosen |= {word if alone else f"{word}_{name}": one for name, one in _names_of(best).items()}
     if not chosen:
         raise _no_match(judgements)
     return chosen
+
+
+def _names_of(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
+    """Name series so that a name means the same series whatever else is found beside it: SeriesNumber, else a hash of the UID."""
+    import hashlib
+
+    numbers = [one.series.instances[0].get("SeriesNumber") for one in candidates]
+    named = {}
+    for one, number in zip(candidates, numbers, strict=True):
+        known = isinstance(number, int) and 0 <= number < 10**9
+        digest = hashlib.sha256(one.series.uid.encode()).hexdigest()[:8]
+        alone = known and numbers.count(number) == 1
+        named[f"{number:03d}" if alone else f"{number:03d}_{digest}" if known else digest] = one
+    return named
 
 
 def _the_one(judgements: Sequence[Judgement]) -> Candidate:

@@ -293,6 +293,20 @@ def test_pixels_are_not_read_where_an_or_decides_already(files_read):
     assert (results(found), files_read) == ({"a": "chosen"}, [])
 
 
+def test_what_stands_in_a_not_holds_where_it_is_not_so():
+    found = judge(
+        Selection("plain", parse("not (ImageType contains SECONDARY or not Modality = CT)")),
+        [Candidate(Series(tuple(stack(2, ImageType=["ORIGINAL", "PRIMARY"]))))],
+    )
+    text, document = explain([found])
+    conditions = document["selections"][0]["series"][0]["conditions"]
+    assert [(c["condition"], c["held"]) for c in conditions] == [
+        ("not ImageType contains SECONDARY", True),
+        ("Modality = CT", True),
+    ]
+    assert "yes not ImageType contains SECONDARY" in text
+
+
 def test_an_explanation_counts_the_images_in_which_a_condition_held():
     mixed = Series((*stack(2, SliceThickness=3.0), *[instance((0, 0, 50), 9, SliceThickness=5.0)]))
     found = judge(Selection("thin", parse("SliceThickness <= 3 and EchoTime > 2")), [Candidate(mixed)])

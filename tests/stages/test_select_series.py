@@ -1,5 +1,6 @@
 """The stage `select-series`, run as `md` runs it."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -450,21 +451,29 @@ def test_roles_of_two_patients_and_a_name_beside_roles_are_refused(tree, case, r
     assert caught.value.code == "bad-as"
 
 
-def test_every_match_becomes_a_child_workspace(tree, case):
-    series(tree, "1.2.3.4")
-    series(tree, "1.2.3.5", count=2, description="../../etc")
+def test_every_match_becomes_a_child_workspace_named_by_its_series_number(tree, case):
+    series(tree, "1.2.3.4", SeriesNumber=7)
+    series(tree, "1.2.3.5", count=2, description="../../etc", SeriesNumber=2)
     outcome = run_stage(STAGE, case, dicom=tree, all=True)
-    assert outcome.workspaces == (case / "series_001", case / "series_002")
-    assert [len(chosen(case / name)) for name in ("series_001", "series_002")] == [3, 2]
+    assert outcome.workspaces == (case / "series_002", case / "series_007")
+    assert [len(chosen(case / name)) for name in ("series_007", "series_002")] == [3, 2]
     assert run_stage(STAGE, case, dicom=tree, all=True).up_to_date
     shutil.rmtree(tree / "1.2.3.5")
-    assert run_stage(STAGE, case, dicom=tree, all=True).workspaces == (case / "series_001",)
+    assert run_stage(STAGE, case, dicom=tree, all=True).workspaces == (case / "series_007",)
+    assert not (case / "series_002").exists()
+
+
+def test_series_of_one_number_are_told_apart_by_their_uid(tree, case):
+    series(tree, "1.2.3.4", SeriesNumber=7)
+    series(tree, "1.2.3.5", SeriesNumber=7)
+    names = {f"series_007_{hashlib.sha256(uid).hexdigest()[:8]}" for uid in (b"1.2.3.4", b"1.2.3.5")}
+    assert {p.name for p in run_stage(STAGE, case, dicom=tree, all=True).workspaces} == names
 
 
 def test_children_are_named_after_the_selections(tree, case, rules):
-    series(tree, "1.2.3.4", description="arterial a")
-    series(tree, "1.2.3.5", description="arterial b")
-    series(tree, "1.2.3.6", description="venous")
+    series(tree, "1.2.3.4", description="arterial a", SeriesNumber=1)
+    series(tree, "1.2.3.5", description="arterial b", SeriesNumber=2)
+    series(tree, "1.2.3.6", description="venous", SeriesNumber=3)
     path = rules(
         "selections:\n - {name: Arterial CT, where: SeriesDescription contains arterial, all: true}\n"
         " - {name: venous, where: SeriesDescription contains venous}\n"
