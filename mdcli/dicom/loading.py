@@ -233,12 +233,17 @@ def plan_series(files: SourceFiles, instances: Sequence[Instance], wish: Wish) -
     plans: list[Plan] = []
     names = _names(division) if len(groups) > 1 else [None]
     for name, parts in zip(names, groups, strict=True):
-        if planar:
-            plans.append(_planar_plan(files, name, parts[0], wish))
-        elif wish.on_gap == "split" and len(parts) == 1:
-            plans += _run_plans(files, name, parts[0], wish, dropped, findings)
-        else:
-            plans.append(_spatial_plan(files, name, parts, wish))
+        try:
+            if planar:
+                plans.append(_planar_plan(files, name, parts[0], wish))
+            elif wish.on_gap == "split" and len(parts) == 1:
+                plans += _run_plans(files, name, parts[0], wish, dropped, findings)
+            else:
+                plans.append(_spatial_plan(files, name, parts, wish))
+        except DataError as error:
+            if name is None:
+                raise
+            raise DataError(error.code, f"{name}: {error.message}", hint=error.hint, **error.numbers) from error
     if wish.suv:
         plans = _in_suv(files, plans, frames)
     return SeriesPlan(tuple(plans), whole, tuple(dropped), tuple(findings))

@@ -227,9 +227,11 @@ def divide(frames: Sequence[Instance], picks: Iterable[Pick] = ()) -> Division:
         DataError: `no-such-volume` where a choice means nothing here; `same-position` where frames at one position can't be told
             apart in any way that holds at all positions; `no-position`, `no-orientation` and the like where a frame has none.
     """
-    picks = list(picks)
+    picks, everything = list(picks), list(frames)
     numbered = [p for p in picks if p.name == _VOLUME]
-    frames = _picked(list(frames), [p for p in picks if p.name not in (_ORIENTATION, _VOLUME)])
+    by_value = [p for p in picks if p.name not in (_ORIENTATION, _VOLUME)]
+    by_rank = [p for p in by_value if _is_ranked(everything, p)]
+    frames = _picked(everything, [p for p in by_value if p not in by_rank])
     dropped: list[tuple[Instance, str]] = []
     frames, scouts = _declared_localizers(frames)
     dropped += [(frame, "localizer") for frame in scouts]
@@ -255,10 +257,14 @@ def divide(frames: Sequence[Instance], picks: Iterable[Pick] = ()) -> Division:
             "mixed-orientations",
             f"the series has slices of {len(groups)} orientations, none of them a localizer",
         )
+    for pick in by_rank:
+        parts = _picked_parts(parts, pick)
     if numbered:
         parts, code = [_numbered(parts, numbered[-1])], None
     if len(parts) > 1:
         findings += _uneven(parts)
+    elif picks:
+        findings += _short_of(parts[0], everything)
     return Division(tuple(parts), code if len(parts) > 1 else None, reason, tuple(dropped), tuple(findings))
 
 
@@ -386,6 +392,52 @@ def _picked(frames: list[Instance], picks: Sequence[Pick]) -> list[Instance]:
             raise DataError("no-such-volume", f"--pick {pick} means none of the images here: {found}")
         frames = kept
     return frames
+
+
+def _keywords_of(frames: Sequence[Instance], pick: Pick) -> list[str]:
+    return [k for k in DIMENSIONS.get(pick.name, (pick.name,)) if any(f.get(k) is not None for f in frames)]
+
+
+def _is_ranked(frames: Sequence[Instance], pick: Pick) -> bool:
+    """Say whether a choice is by a time that no two positions share: it means a place in the order, not images of one value."""
+    keywords = _keywords_of(frames, pick)
+    ranked = {keyword for keyword, _ in _ORDERS}
+    return bool(keywords) and all(k in ranked and not _is_spread(frames, k) for k in keywords)
+
+
+def _is_spread(frames: Sequence[Instance], keyword: str) -> bool:
+    """Say whether a value of an attribute is found at `_COVERED` of the positions at least."""
+    places: dict[Hashable, set[Hashable]] = {}
+    for frame in frames:
+        places.setdefault(_frozen(frame.get(keyword)), set()).add(_frozen(frame.get("ImagePositionPatient")))
+    return max(map(len, places.values())) >= _COVERED * len(set().union(*places.values()))
+
+
+def _picked_parts(parts: Sequence[Part], pick: Pick) -> list[Part]:
+    """Return the volumes that a choice by a place in the order means: by its value, else by its number."""
+    keywords = DIMENSIONS.get(pick.name, (pick.name,))
+    kept = [part for part in parts if any(k in part.values and _is(part.values[k], pick.value) for k in keywords)]
+    if not kept and pick.name in _COUNTED and pick.value.isascii() and pick.value.isdigit():
+        kept = list(parts[int(pick.value) - 1 : int(pick.value)]) if int(pick.value) else []
+    if not kept:
+        listed = "".join(f"\n  {n}. {part.describe()}" for n, part in enumerate(parts[:_LISTED], 1))
+        raise DataError("no-such-volume", f"--pick {pick} means none of the volumes here:{listed}")
+    return kept
+
+
+def _short_of(part: Part, everything: Sequence[Instance]) -> list[Finding]:
+    """Say that the chosen volume has images at fewer positions than the series: a shorter patient, or another range on purpose."""
+    normal = _normal(part.frames[0])
+    cosines = np.array(orientation_of(part.frames[0]))
+    alike = [f for f in everything if np.abs(np.array(orientation_of(f)) - cosines).max() <= COSINE_OFF]
+    counts = [
+        int(levels_of(np.array([position_of(f) for f in frames], np.float64) @ normal).max()) + 1
+        for frames in (part.frames, alike)
+    ]
+    if counts[0] == counts[1]:
+        return []
+    text = f"the chosen images lie at {counts[0]} of the {counts[1]} positions that the series has"
+    return [Finding("fewer-positions", text, {"positions": counts[0], "of": counts[1]})]
 
 
 def _nth(frames: Sequence[Instance], keywords: Sequence[str], value: str) -> list[Instance]:

@@ -471,3 +471,30 @@ def test_whatever_the_order_every_volume_holds_one_image_a_position(echoes, time
         assert depths(part) == [3.0 * p for p in range(positions)]
         assert len({(f.get("EchoNumbers"), f.get("TemporalPositionIdentifier")) for f in part.frames}) == 1
     assert sorted(f.path for p in found.parts for f in p.frames) == [s.path for s in slices]
+
+
+def test_a_phase_whose_times_differ_by_slice_is_picked_whole_by_value_and_by_number():
+    # Three positions, five phases 40 ms apart; each position's first delay is 1.7 ms later than the one before.
+    frames = [
+        instance((0, 0, 8.0 * k), 1 + 5 * k + p, TriggerTime=40.0 * p + 1.7 * k, Modality="MR")
+        for k in range(3)
+        for p in range(5)
+    ]
+    for pick in ("phase=2", "phase=40", "TriggerTime=40"):
+        (part,) = divide(frames, [parse_pick(pick)]).parts
+        assert sorted(f.get("TriggerTime") for f in part.frames) == [40.0, 41.7, 43.4]
+    with pytest.raises(DataError) as caught:
+        divide(frames, [parse_pick("phase=9")])
+    assert caught.value.code == "no-such-volume"
+
+
+def test_a_picked_volume_with_fewer_positions_than_the_series_is_warned_of():
+    frames = [
+        instance((0, 0, 3.0 * k), 1 + 6 * t + k, TemporalPositionIdentifier=t + 1)
+        for t in range(3)
+        for k in range(6)
+        if t < 2 or k < 4
+    ]
+    short = divide(frames, [parse_pick("time=3")]).findings
+    assert [(f.code, f.numbers) for f in short] == [("fewer-positions", {"positions": 4, "of": 6})]
+    assert divide(frames, [parse_pick("time=2")]).findings == ()
