@@ -5,6 +5,7 @@ import io
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -134,3 +135,81 @@ def test_a_file_that_is_no_nifti_and_one_that_is_not_there(tmp_path):
     assert caught.value.code == "not-nifti"
     with pytest.raises(MissingError):
         read_nifti(tmp_path / "w.nii")
+
+
+def write_raw(path, header, array):
+    path.write_bytes(header + np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return path
+
+
+def test_colour_is_read_by_nibabel_and_simpleitk_as_red_green_and_blue(tmp_path):
+    rgb = np.random.default_rng(3).integers(0, 256, (3, 4, 5, 3)).astype("u1")
+    path = write_raw(tmp_path / "c.nii", nifti_header((3, 4, 5), "uint8", np.diag([2.0, 3, 4, 1]), colour=True), rgb)
+    image = nibabel.load(path)
+    assert image.header["datatype"] == 128  # DT_RGB24
+    found = np.asanyarray(image.dataobj).transpose(2, 1, 0)
+    np.testing.assert_array_equal(np.stack([found["R"], found["G"], found["B"]], -1), rgb)
+    itk = SimpleITK.ReadImage(str(path))
+    assert (itk.GetNumberOfComponentsPerPixel(), itk.GetSpacing()) == (3, (2, 3, 4))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(itk), rgb)
+    with pytest.raises(DataError, match="not-a-volume"):
+        read_nifti(path)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_colour_is_of_bytes_only(dtype):
+    with pytest.raises(DataError, match="nifti-limits"):
+        nifti_header((3, 4, 5), dtype, np.eye(4), colour=True)
+
+
+def test_a_fourth_axis_is_the_slowest(tmp_path):
+    array = np.arange(2 * 3 * 4 * 5, dtype="i2").reshape(2, 3, 4, 5)
+    affine = np.array([[0, 0, 2.0, -5], [3, 0, 0, 6], [0, 4, 0, 7], [0, 0, 0, 1]])
+    path = write_raw(tmp_path / "t.nii", nifti_header(array.shape, "int16", affine, "HU"), array)
+    image = nibabel.load(path)
+    assert image.shape == (5, 4, 3, 2)
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj).transpose(3, 2, 1, 0), array)
+    np.testing.assert_allclose(image.affine, FLIP @ affine)
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), array)
+    with pytest.raises(DataError, match="not-a-volume") as caught:
+        read_nifti(path)
+    assert "--pick" in caught.value.hint
+
+
+def test_a_fourth_axis_of_one_is_still_a_volume_to_the_reader(tmp_path):
+    array = np.arange(24, dtype="i2").reshape(1, 2, 3, 4)
+    path = write_raw(tmp_path / "t.nii", nifti_header(array.shape, "int16", np.eye(4)), array)
+    np.testing.assert_array_equal(read_nifti(path).array, array[0])
+
+
+@pytest.mark.parametrize("plane", ["detector", "calibrated-geometry", "calibrated-fiducial", "unknown"])
+@pytest.mark.parametrize("unit", [None, "OD", "g/ml"])
+def test_millimetres_that_are_not_the_patients_claim_no_place_in_the_patient(tmp_path, plane, unit):
+    array = np.arange(12, dtype="u2").reshape(1, 3, 4)
+    affine = np.diag([0.25, 0.5, 1, 1])
+    path = write_raw(tmp_path / "d.nii", nifti_header(array.shape, "uint16", affine, unit, plane=plane), array)
+    image = nibabel.load(path)
+    # NIfTI-1: with both codes 0 only the sizes of the voxels hold (method 1).
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (0, 0)
+    assert image.header.get_zooms() == (0.25, 0.5, 1)
+    back = read_nifti(path)
+    assert (back.plane, back.unit) == (plane, unit)
+    np.testing.assert_array_equal(back.array, array)
+    np.testing.assert_allclose(back.affine, affine)
+
+
+def test_a_volume_in_the_patient_says_so_and_a_foreign_one_without_codes_is_refused(tmp_path):
+    array = np.zeros((2, 3, 4), "i2")
+    path = write_raw(tmp_path / "p.nii", nifti_header(array.shape, "int16", np.eye(4), "HU"), array)
+    assert read_nifti(path).plane == "patient"
+    header = bytearray(nifti_header(array.shape, "int16", np.eye(4), "HU"))
+    header[252:256] = bytes(4)
+    with pytest.raises(DataError, match="no-affine"):
+        read_nifti(write_raw(tmp_path / "n.nii", bytes(header), array))
+
+
+@pytest.mark.parametrize("unit", ["HU", "g/ml", "BQML", "10^-6 mm^2/s", None])
+def test_a_unit_comes_back_as_it_was_written(tmp_path, unit):
+    array = np.zeros((2, 3, 4), "i2")
+    path = write_raw(tmp_path / "u.nii", nifti_header(array.shape, "int16", np.eye(4), unit), array)
+    assert read_nifti(path).unit == unit
