@@ -263,7 +263,7 @@ def test_scans_without_end_are_refused():
 
 
 def end_in_a_child(form: str, stream: bytes, shape: tuple[int, int]) -> str:
-    """Decode in a process of its own, as `mdcli.dicom.decoding` does: a damaged stream may kill its decoder, and no more than that."""
+    """Decode in a process of its own, as `mdcli.dicom.decoding` does: a damaged stream may kill its decoder, and no more."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
