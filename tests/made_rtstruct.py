@@ -44,7 +44,7 @@ def data_set(rois: Sequence[Drawn], series: str | None = f"{ROOT}3", **more: Any
     ds = Dataset()
     ds.SOPClassUID, ds.SOPInstanceUID = RTStructureSetStorage, f"{ROOT}9"
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.Modality = f"{ROOT}2", f"{ROOT}8", "RTSTRUCT"
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Canaryname^Given", "Canaryname-ID", "19010203"
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Canaryname^Given", "CANARY-ID", "19010203"
     ds.StructureSetLabel = "TEST"
     ds.ReferencedFrameOfReferenceSequence = [_referenced(rois, series)]
     ds.StructureSetROISequence, ds.ROIContourSequence, ds.RTROIObservationsSequence = [], [], []
@@ -137,4 +137,10 @@ def rtstruct_of_study(study: Path, path: Path) -> Path:
         Drawn("Hollow", one, images=[uid for uid in uids for _ in range(2)], frame=first.FrameOfReferenceUID),
         Drawn("Beside", other, images=uids, frame=first.FrameOfReferenceUID, algorithm="AUTOMATIC"),
     ]
-    return write_rtstruct(path, rois, series=str(first.SeriesInstanceUID), StudyInstanceUID=str(first.StudyInstanceUID))
+    return write_rtstruct(
+        path,
+        rois,
+        series=str(first.SeriesInstanceUID),
+        StudyInstanceUID=str(first.StudyInstanceUID),
+        PatientID=str(first.PatientID),
+    )

@@ -12,6 +12,7 @@ from mdcli import registry
 PACKAGE = Path(__file__).parents[1] / "mdcli"
 PURE = {"dicom", "imaging", "inference", "checking", "phantom"}
 MIDDLE = {
+    "patients",
     "workspace",
     "records",
     "execution",

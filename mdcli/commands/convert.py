@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +66,7 @@ class _Counts:
 
     written: int = 0
     kept: int = 0
+    claimed: set[Path] = field(default_factory=set)
 
 
 def convert(
@@ -208,13 +209,14 @@ def _distinct(files: Sequence[_Job]) -> list[_Job]:
 
 
 def _series_jobs(found: Sequence[Series]) -> list[_Job]:
-    """Name each DICOM series by its number, where no two of a folder share one; never by a text of its header."""
+    """Name each DICOM series by its number and a hash of its UID, so that a name means one series whatever else lies there."""
+    from hashlib import sha256
+
     from mdcli.dicom.series import has_pixels, why_unsuitable
 
     jobs: list[_Job] = []
-    taken: Counter[tuple[str, str]] = Counter()
     left_out, scouts = 0, 0
-    for ordinal, series in enumerate(found, 1):
+    for series in found:
         first = series.instances[0]
         if first.get("Modality") in _NO_IMAGES or not any(has_pixels(i) for i in series.instances):
             left_out += 1
@@ -226,10 +228,9 @@ def _series_jobs(found: Sequence[Series]) -> list[_Job]:
         folder = _folder_of([i.path for i in series.instances])
         number = first.get("SeriesNumber")
         known = isinstance(number, int) and 0 <= number < 10**9
-        stem = f"series_{number:03d}" if known else f"series_x{ordinal:03d}"
-        taken[folder, stem] += 1
-        if taken[folder, stem] > 1:
-            stem = f"{stem}_{taken[folder, stem]}"
+        study = str(first.get("StudyInstanceUID", ""))
+        digest = sha256(f"{study} {series.uid}".encode()).hexdigest()[:8]
+        stem = f"series_{number:03d}_{digest}" if known else f"series_{digest}"
         jobs.append(_Job(f"{folder}{stem}", folder, stem, series))
     if left_out:
         print(f"md: note: {left_out} DICOM series are no images and are left out", file=sys.stderr)
@@ -267,6 +268,7 @@ def _convert(
     folder = destination / job.folder if job.folder else destination
     if job.series is None:
         path = folder / f"{job.stem}.{to}"
+        _claim(path, root / job.name, counts)
         if path.exists() and not force:
             counts.kept += 1
             return
@@ -277,6 +279,8 @@ def _convert(
         return
     # Which volumes a series holds only its headers tell: the pixels are read where one of them is wanted.
     wanted = _paths_of(job, root, folder, to)
+    for path in wanted:
+        _claim(path, None, counts)
     missing = [path for path in wanted if force or not path.exists()]
     counts.kept += len(wanted) - len(missing)
     if missing and not dry_run:
@@ -289,6 +293,15 @@ def _convert(
         for path in missing:
             _print(path)
         counts.written += len(missing)
+
+
+def _claim(path: Path, source: Path | None, counts: _Counts) -> None:
+    """Refuse a result that is its own source, or that another source of this call has."""
+    if source is not None and path.exists() and path.samefile(source):
+        raise UsageError("bad-destination", f"{path.name} would be written over itself", hint="give another folder")
+    if path in counts.claimed:
+        raise DataError("same-name", f"another source of this call is written to {path.name} too")
+    counts.claimed.add(path)
 
 
 def _read_file(path: Path) -> Volume:

@@ -579,9 +579,19 @@ def settled_values(instances: Sequence[Instance], keyword: str) -> list[Hashable
     return [one.get(v, v) for v in values]
 
 
+def kinds_of(instances: Sequence[Instance], keyword: str) -> int:
+    """Return how many values of an attribute of `ONE_VALUE_KEYWORDS` tell kinds of images apart.
+
+    A repetition time or flip angle that nearly every slice has of its own (a heart beat's length) tells none.
+    """
+    values = set(settled_values(instances, keyword))
+    own = keyword in ("RepetitionTime", "FlipAngle", "InversionTime") and 2 * len(values) > len(instances) > 3
+    return 1 if own else len(values)
+
+
 def _one_kind(instances: Sequence[Instance]) -> None:
     for keyword in ONE_VALUE_KEYWORDS:
-        if len(set(settled_values(instances, keyword))) > 1:
+        if kinds_of(instances, keyword) > 1:
             _same(instances, operator.methodcaller("get", keyword), "mixed-kinds", keyword)
 
 

@@ -51,7 +51,7 @@ from mdcli.dicom.series import snake
 from mdcli.dicom.sources import whole_header
 from mdcli.dicom.volumes import Division, Part, Pick, dimension_of, divide
 from mdcli.errors import DataError
-from mdcli.imaging.resample import orthogonal_grid, resample, resampled_dtype
+from mdcli.imaging.resample import orthogonal_grid, outside_value, resample, resampled_dtype
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -587,8 +587,17 @@ class Reading:
         assert regrid is not None and self._span is not None
         values = np.concatenate(list(slabs)).astype(self._span.dtype, copy=False)
         del stored
-        low = float(values.min())
-        self.fill = low if self.fill is None else self.fill
+        if self.fill is None:
+            finite = values[np.isfinite(values)]
+            lowest = float(finite.min()) if finite.size else 0.0
+            step = self.plan.steps[0]
+            ranges = {
+                (p, a, b) for p, a, b in zip(step.paddings, step.rescale.slopes, step.rescale.intercepts, strict=True)
+            }
+            pair, slope, intercept = next(iter(ranges))
+            one = len(ranges) == 1 and pair is not None and not step.luts
+            padding = pair[0] * slope + intercept if one and pair is not None else None
+            self.fill = outside_value(lowest, self.plan.unit, padding)
         planes = None if regrid.offsets is None else np.array(regrid.offsets)
         made = resample(
             values, source, regrid.shape, regrid.affine, order="linear", fill=self.fill, planes=planes, jobs=self.jobs

@@ -124,7 +124,7 @@ def _terms(value: Any, place: str) -> list[str]:
     items = value if isinstance(value, list) else [value]
     if not items or not all(isinstance(item, (str, int, float)) and not isinstance(item, bool) for item in items):
         raise ConfigError("bad-rules", f"{place}: {shown(repr(value))} is no list of texts")
-    return [item if isinstance(item, str) else f"{item:g}" for item in items]
+    return [str(int(item)) if isinstance(item, float) and item.is_integer() else str(item) for item in items]
 
 
 def _any_of(keyword: str, terms: Sequence[str], make: Callable[[str, str], Node], place: str) -> Node:

@@ -94,3 +94,14 @@ def patient_of(files: SourceFiles, file: tuple[str, int], header_sha256: str) ->
         raise DataError("source-changed", message, hint="run md select-series again")
     who = [str(found.get(keyword) or "").strip() for keyword in _WHO]
     return hashlib.sha256("\0".join(who).encode()).hexdigest() if who[0] else None
+
+
+def patient_in(path: Path) -> str | None:
+    """Return the same for one DICOM file: a SEG or an RTSTRUCT; None where it names no patient or can't be read."""
+    from mdcli.dicom.headers import Skipped, read_instance
+
+    found = read_instance(path, "it", _WHO)
+    if isinstance(found, Skipped):
+        return None
+    who = [str(found.get(keyword) or "").strip() for keyword in _WHO]
+    return hashlib.sha256("\0".join(who).encode()).hexdigest() if who[0] else None

@@ -13,7 +13,7 @@ import mmap
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -443,10 +443,25 @@ def _located(files: SourceFiles, instance: Instance, layout: Layout) -> list[Pla
 
         try:
             form = SYNTAXES[layout.syntax].form
-            found = locate_frames(read, instance.pixel_offset or 0, instance.size, layout.frames, form)
+            extended = _extended_offsets(read, instance)
+            found = locate_frames(read, instance.pixel_offset or 0, instance.size, layout.frames, form, extended)
         except DataError as error:
             raise DataError(error.code, f"{name}: {error.message}", hint=error.hint, **error.numbers) from error
     return [tuple(frame) for frame in found]
+
+
+def _extended_offsets(read: Callable[[int, int], bytes], instance: Instance) -> tuple[list[int], list[int]] | None:
+    """Return offsets and lengths of an Extended Offset Table, or None. Source: DICOM PS3.3 C.7.6.3.1.8."""
+    if not instance.get("ExtendedOffsetTable"):
+        return None
+    from mdcli.dicom.sources import whole_header
+
+    header = whole_header(read(0, instance.pixel_offset or 0))
+    tables = [header.get(f"ExtendedOffsetTable{part}") for part in ("", "Lengths")]
+    if not all(isinstance(table, bytes) and len(table) % 8 == 0 for table in tables):
+        raise DataError("bad-offsets", "its Extended Offset Table can't be read")
+    offsets, lengths = (np.frombuffer(table, "<u8").astype(np.int64).tolist() for table in tables)
+    return offsets, lengths
 
 
 def is_shared(instance: Instance) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 MAX_ITEMS = 200_000
@@ -22,6 +24,13 @@ def load_yaml(text: str) -> Any:
     """
     import yaml
 
+    if text.lstrip().startswith(("{", "[")):
+        # JSON that YAML reads otherwise: tabs, numbers such as 1e0, escaped surrogate pairs.
+        with suppress(json.JSONDecodeError):
+            try:
+                return json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant)
+            except RecursionError as error:
+                raise PlainYamlError("nested too deeply") from error
     # The loader in Python, not in C: that one overflows its stack on deep nesting.
     try:
         loader = yaml.SafeLoader(text)
@@ -36,6 +45,18 @@ def load_yaml(text: str) -> Any:
         raise PlainYamlError(f"not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise PlainYamlError("nested too deeply") from error
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise PlainYamlError(f"key {twice!r} is there twice")
+    return found
+
+
+def _constant(text: str) -> Any:
+    raise PlainYamlError(f"{text} is no number")
 
 
 def _unfolded(node: Any, known: dict[int, int]) -> int:

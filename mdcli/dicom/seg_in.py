@@ -195,7 +195,8 @@ def read_seg_header(path: Path) -> Seg:
 
     Source: DICOM PS3.3 C.8.20.2, C.8.20.3, C.7.6.16.
     """
-    name = shown(path.name)
+    # Not by its file's name, which may be a patient's and would go into records.
+    name = "the SEG"
     with _broken_is_refused(name), open_seg(path) as file:
         size = os.fstat(file.fileno()).st_size
         dataset, syntax, stream = _open_dataset(file, name)

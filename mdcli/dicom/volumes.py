@@ -22,6 +22,7 @@ from mdcli.dicom.geometry import (
     COSINE_OFF,
     ONE_VALUE_KEYWORDS,
     PLANE_DEGREES,
+    kinds_of,
     levels_of,
     orientation_of,
     plane_of,
@@ -40,6 +41,7 @@ LOCALIZER_SHARE = 0.25
 _COVERED = 0.5
 """An attribute tells volumes apart only where each of its values is found at more than this share of the positions."""
 _MOST_KEYS = 4
+_APART = 0.85
 _LISTED = 40
 
 DIMENSIONS: dict[str, tuple[str, ...]] = {
@@ -66,6 +68,9 @@ DIMENSIONS: dict[str, tuple[str, ...]] = {
     "acquisition": ("AcquisitionNumber",),
     "description": ("SeriesDescription",),
     "thickness": ("SliceThickness",),
+    "velocity": ("VelocityEncodingDirection",),
+    "respiration": ("RespiratoryCyclePosition", "NominalPercentageOfRespiratoryPhase"),
+    "cycle": ("CardiacCyclePosition",),
     "stack": ("StackID",),
 }
 """What volumes of one series differ in: the word that `--pick` takes, and the keywords that say it, the most telling first."""
@@ -96,6 +101,8 @@ _ORDERS = (
     ("InstanceNumber", True),
     ("FrameNumber", True),
 )
+_CLOCKS = {"AcquisitionTime": "AcquisitionDate", "ContentTime": "ContentDate"}
+_UNPROVEN = " counted position by position, which does not prove that the n-th image is of one volume at all of them"
 _ORIENTATION, _VOLUME = "orientation", "volume"
 
 
@@ -257,6 +264,8 @@ def divide(frames: Sequence[Instance], picks: Iterable[Pick] = ()) -> Division:
             "mixed-orientations",
             f"the series has slices of {len(groups)} orientations, none of them a localizer",
         )
+    if any(reason.endswith(_UNPROVEN) for _, reason in codes):
+        findings.append(Finding("order-assumed", f"volumes are told apart by InstanceNumber,{_UNPROVEN}"))
     for pick in by_rank:
         parts = _picked_parts(parts, pick)
     if numbered:
@@ -265,7 +274,17 @@ def divide(frames: Sequence[Instance], picks: Iterable[Pick] = ()) -> Division:
         findings += _uneven(parts)
     elif picks:
         findings += _short_of(parts[0], everything)
+    chosen = {k: v for p in by_value for k, v in _constant(parts, DIMENSIONS.get(p.name, (p.name,))).items()}
+    parts = [Part(part.frames, {**chosen, **part.values}) for part in parts] if len(parts) == 1 else parts
     return Division(tuple(parts), code if len(parts) > 1 else None, reason, tuple(dropped), tuple(findings))
+
+
+def _constant(parts: Sequence[Part], keywords: Sequence[str]) -> dict[str, Any]:
+    """Return what all images of one chosen volume say of the attribute that it was chosen by."""
+    if len(parts) != 1:
+        return {}
+    values = {k: {_frozen(f.get(k)) for f in parts[0].frames} for k in keywords}
+    return {k: next(iter(v)) for k, v in values.items() if len(v) == 1 and v != {None}}
 
 
 def dimension_of(parts: Sequence[Part]) -> dict[str, Any]:
@@ -381,6 +400,10 @@ def _picked(frames: list[Instance], picks: Sequence[Pick]) -> list[Instance]:
             meant = {s for f, s in zip(frames, settled, strict=True) if _is(f.get(keyword), pick.value)}
             kept = [f for f, s in zip(frames, settled, strict=True) if s in meant]
             if kept:
+                counted = _nth(frames, there, pick.value) if pick.name in _COUNTED and keyword != keywords[0] else []
+                if counted and {id(f) for f in counted} != {id(f) for f in kept}:
+                    text = f"--pick {pick} means {keyword} {said(pick.value)} or number {pick.value} in the list"
+                    raise DataError("ambiguous-pick", text, hint=f"--pick {keyword}={pick.value}, or --pick volume=N")
                 break
         if not kept and pick.name in _COUNTED:
             kept = _nth(frames, there, pick.value)
@@ -497,7 +520,7 @@ def _by_attributes(frames: Sequence[Instance]) -> tuple[list[Part], str | None, 
     normal = _normal(frames[0])
     level = levels_of(np.array([position_of(f) for f in frames], np.float64) @ normal)
     most, count = int(np.bincount(level).max()), int(level.max()) + 1
-    must = [k for k in ONE_VALUE_KEYWORDS if len(set(settled_values(frames, k))) > 1]
+    must = [k for k in ONE_VALUE_KEYWORDS if kinds_of(frames, k) > 1]
     if most == 1:
         if not must:
             return [Part(tuple(frames))], None, ""
@@ -512,8 +535,10 @@ def _by_attributes(frames: Sequence[Instance]) -> tuple[list[Part], str | None, 
     ranked = _ranked(frames, level)
     if ranked is not None:
         keyword, parts = ranked
-        nothing = keyword == "InstanceNumber"
+        nothing = keyword.startswith("InstanceNumber")
         by = "nothing in the headers but InstanceNumber tells them apart" if nothing else f"told apart by {keyword}"
+        if keyword.endswith(_UNPROVEN):
+            by += f",{_UNPROVEN}" if nothing else ""
         return parts, "several-volumes", f"{head}; {by}"
     _refuse_crowd(frames, level, count)
 
@@ -611,8 +636,11 @@ def _ranked(frames: Sequence[Instance], level: NDArray[np.int_]) -> tuple[str, l
     for n, where in enumerate(level.tolist()):
         by_level[where].append(n)
     for keyword, in_turn in _ORDERS:
-        found: list[Any] = [f.frame if keyword == "FrameNumber" else f.get(keyword) for f in frames]
+        found: list[Any] = [_order_value(f, keyword) for f in frames]
         if any(v is None for v in found) or len({type(v) for v in found}) > 1:
+            continue
+        if keyword in _CLOCKS and not isinstance(found[0], tuple) and _over_midnight(found):
+            # Without a date nobody knows which of them is the next day's.
             continue
         ranks = [sorted(members, key=lambda n: _order_of(found[n])) for members in by_level]
         if any(found[a] == found[b] for members in ranks for a, b in itertools.pairwise(members)):
@@ -625,21 +653,39 @@ def _ranked(frames: Sequence[Instance], level: NDArray[np.int_]) -> tuple[str, l
             # An image that is missing before the last volume shifts all that follow at its position into the wrong volume.
             if not _only_last_incomplete(volumes) or not _in_turn(by_volume):
                 continue
-        elif in_turn and not (_in_turn(by_volume) or _in_turn(by_place, any_order=True)):
+        elif not (_in_turn(by_volume) or (in_turn and _in_turn(by_place, any_order=True))):
             continue
-        if keyword in ("AcquisitionTime", "ContentTime") and _over_midnight(found):
-            volumes.sort(key=lambda members: min(_taken(frames[n]) for n in members))
+        if not in_turn and not _apart(by_volume):
+            continue
+        proven = _in_turn(by_volume)
         counted = keyword in ("InstanceNumber", "FrameNumber")
         parts = []
         for number, members in enumerate(volumes, 1):
             first = min((found[n] for n in members), key=_order_of)
-            parts.append(
-                Part(
-                    tuple(frames[n] for n in members), {"volume" if counted else keyword: number if counted else first}
-                )
-            )
-        return keyword, parts
+            first = first[1] if isinstance(first, tuple) else first
+            told = {"volume" if counted else keyword: number if counted else first}
+            parts.append(Part(tuple(frames[n] for n in members), told))
+        return keyword + ("" if proven or not counted else _UNPROVEN), parts
     return None
+
+
+def _apart(groups: Sequence[Sequence[Any]]) -> bool:
+    """Say whether each group's values lie nearer to one another than `_APART` of the distance between neighbouring groups' middles.
+
+    Delays of one phase differ a little from position to position; where a phase is missing at one, they differ by a whole one.
+    """
+    middles = [sorted(group)[len(group) // 2] for group in groups]
+    spread = max(max(group) - min(group) for group in groups)
+    return all(spread <= _APART * (b - a) for a, b in itertools.pairwise(middles))
+
+
+def _order_value(frame: Instance, keyword: str) -> Any:
+    """Return what orders a frame: of a time of day with its date, where it has one."""
+    if keyword == "FrameNumber":
+        # The order of frames means nothing where an object says its dimensions (PS3.3 C.7.6.17).
+        return None if frame.get("DimensionIndexValues") is not None else frame.frame
+    value, date = frame.get(keyword), frame.get(_CLOCKS.get(keyword, ""))
+    return (str(date), str(value)) if value is not None and date is not None else value
 
 
 def _over_midnight(times: Sequence[Any]) -> bool:

@@ -71,18 +71,18 @@ def read_header(path: Path) -> Stored:
         if key in fields and _numbers(name, fields, (key,), 1) != [plain]:
             message = f"{name} has {key} {shown(fields[key])}, which some readers apply and some do not"
             raise DataError("unsupported-type", message)
-    big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False")) == "True"
+    big = _truth(name, fields, ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"), False)
     data_file = fields["ElementDataFile"]
     skip = fields.get("HeaderSize", "0")
     if (
-        fields.get("BinaryData", "True") != "True"
+        not _truth(name, fields, ("BinaryData",), True)
         or data_file.split(" ")[0] == "LIST"
         or "%" in data_file
         or not re.fullmatch(r"-1|[0-9]{1,15}", skip)
     ):
         raise DataError("unsupported-encoding", f"{name} has its voxels as text or in many files")
     local = data_file.upper() == "LOCAL"
-    deflated = fields.get("CompressedData", "False") == "True"
+    deflated = _truth(name, fields, ("CompressedData",), False)
     if deflated and skip != "0":
         raise DataError("unsupported-encoding", f"{name} has a HeaderSize before a compressed stream")
     start = end if local else 0
@@ -110,6 +110,16 @@ def _fields(name: str, data: bytes) -> tuple[dict[str, str], int]:
         fields[found[1]] = found[2]
         at = end + 1 if end >= 0 else len(data)
     return fields, at
+
+
+def _truth(name: str, fields: dict[str, str], keys: tuple[str, ...], default: bool) -> bool:
+    """Return a truth by its first letter, as MetaIO reads it: T, t or 1, and F, f or 0; what is neither is refused."""
+    said = next((fields[key] for key in keys if key in fields), None)
+    if said is None:
+        return default
+    if said[:1] not in tuple("Tt1Ff0"):
+        raise DataError("not-metaimage", f"{name} has {keys[0]} {shown(said)!r}, which is neither true nor false")
+    return said[:1] in "Tt1"
 
 
 def _numbers(name: str, fields: dict[str, str], keys: tuple[str, ...], count: int | None) -> list[float]:

@@ -497,3 +497,16 @@ def parse_spacing(text: str) -> tuple[float, float, float]:
         raise UsageError("bad-spacing", f"{text!r} is no spacing: one number of mm, or three along i, j and k")
     i, j, k = numbers
     return i, j, k
+
+
+def outside_value(lowest: float, unit: str | None, padding: float | None) -> float:
+    """Return what stands where a grid goes beyond a volume: its padding, in HU air, else its lowest value.
+
+    Args:
+        lowest: the lowest finite value of the volume.
+        unit: of its values.
+        padding: the value that means that nothing was measured, or None.
+    """
+    if padding is not None:
+        return padding
+    return min(lowest, -1024.0) if unit == "HU" else lowest

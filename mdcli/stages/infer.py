@@ -175,7 +175,7 @@ def _upright(ws: Workspace, volume: Volume) -> Volume:
 
     import numpy as np
 
-    from mdcli.imaging.resample import orthogonal_grid, resample
+    from mdcli.imaging.resample import orthogonal_grid, outside_value, resample
     from mdcli.inference.grid import shear_of
 
     sheared = shear_of(volume.array.shape, volume.affine)
@@ -184,7 +184,8 @@ def _upright(ws: Workspace, volume: Volume) -> Volume:
     text = f"the volume is sheared by {sheared[0]:.2f} degrees: the model runs at right angles, the labels go back to its slices"
     ws.warn("sheared-volume", text, degrees=sheared[0], voxels=sheared[1])
     shape, affine = orthogonal_grid(volume.array.shape, volume.affine)
-    lowest = min(float(plane.min()) for plane in volume.array)
+    lowest = min(float(np.nanmin(plane)) for plane in volume.array)
+    lowest = outside_value(lowest, volume.unit, None)
     slabs = resample(volume.array, volume.affine, shape, affine, order="linear", fill=lowest, jobs=ws.jobs)
     return replace(volume, array=np.concatenate(list(slabs)), affine=affine)
 

@@ -156,6 +156,8 @@ def _write(
         text = (
             f"the volume is resampled because of {' and '.join(plan.regrid.why)}: it is not on the planes of its images"
         )
+        if reading.fill is not None and "tilt" in plan.regrid.why:
+            text += f"; what lies beyond them is {reading.fill:g}"
         target.warn("resampled", text)
     target.write_json("geometry", document)
     return digests

@@ -59,6 +59,7 @@ def run(ws: Workspace, params: Params) -> None:
         read_bytes,
         read_structure_set,
     )
+    from mdcli.patients import check_patient
 
     union = params.nested == "union"
     with ws.span("read"):
@@ -71,6 +72,7 @@ def run(ws: Workspace, params: Params) -> None:
     rois = choose(structure.rois, params.roi)
     assumed = check_frame(rois, grid, assume_registered=params.assume_registered)
     _say(ws, [*structure.findings, *assumed])
+    check_patient(ws, geometry, params.rtstruct, "the RTSTRUCT", allowed=params.assume_registered)
     study = geometry.get("study_instance_uid")
     if study and structure.study_instance_uid and structure.study_instance_uid != study:
         ws.warn("other-study", "the RTSTRUCT is of another study than the volume")
@@ -287,6 +289,7 @@ STAGE = Stage(
     run,
     reads=("geometry",),
     writes=("labels", "masks", "segments"),
+    optional_reads=("series",),
     optional_writes=("labels", "masks"),
     version=1,
     sources=sources,

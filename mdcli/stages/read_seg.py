@@ -72,6 +72,10 @@ def run(ws: Workspace, params: Params) -> None:
     if params.scores and seg.segmentation_type != "FRACTIONAL":
         raise DataError("no-scores", f"{seg.name} is {seg.segmentation_type}: it has no fractions")
     assumed = geometry is not None and not params.own_grid and _assumed(ws, seg, geometry, params.assume_registered)
+    if geometry is not None:
+        from mdcli.patients import check_patient
+
+        check_patient(ws, geometry, params.seg, seg.name, allowed=params.assume_registered)
     grid, kind, places = _placed(ws, seg, geometry, params)
     values = _values(seg)
     with ExitStack() as opened:
@@ -416,7 +420,7 @@ STAGE = Stage(
     Params,
     run,
     writes=("labels", "masks", "segments", "scores"),
-    optional_reads=("geometry",),
+    optional_reads=("geometry", "series"),
     optional_writes=("labels", "masks", "scores"),
     version=1,
     sources=sources,

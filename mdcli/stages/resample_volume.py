@@ -96,8 +96,10 @@ def run(ws: Workspace, params: Params) -> None:
         ws.warn(
             "filled", f"{100 - 100 * part:.1f} % of the grid lies outside of the volume and gets {fill:g}", fill=fill
         )
-    if geometry.get("padding") and params.order == "linear":
+    padding = _kept_padding(geometry, params.order)
+    if geometry.get("padding") and padding is None:
         ws.warn("padding-interpolated", "padding is interpolated with what lies beside it, and no longer told apart")
+    padded = 0
     with (
         ws.span("resample"),
         ws.progress_bar(target.shape[0], "resampling") as done,
@@ -107,9 +109,19 @@ def run(ws: Workspace, params: Params) -> None:
             volume.array, target.source_affine, target.shape, target.affine, order=order, fill=fill, jobs=ws.jobs
         ):
             out.write(np.ascontiguousarray(slab, dtype.newbyteorder("<")))
+            if padding:
+                padded += int(np.count_nonzero((slab >= padding["range"][0]) & (slab <= padding["range"][1])))
             done(len(slab))
     registered = target.registered and {**target.registered, **numbers}
-    ws.write_json("geometry", _document(params, geometry, target, registered, fill))
+    if padding:
+        padding["voxels"] = padded
+    ws.write_json("geometry", _document(params, geometry, target, registered, fill) | {"padding": padding})
+
+
+def _kept_padding(geometry: dict[str, Any], order: str) -> dict[str, Any] | None:
+    """Return the padding that is still told apart: of one range for all slices, whose voxels were only moved."""
+    padding = geometry.get("padding")
+    return dict(padding) if padding and padding["range"] and order == "nearest" else None
 
 
 def _check_call(params: Params) -> None:
@@ -265,7 +277,6 @@ def _document(
         **geometry,
         **grid_facts(target.shape, target.affine),
         "frame_of_reference_uid": target.frame_of_reference_uid,
-        "padding": None,
         "resampled": {
             **before,
             "why": [*before["why"], "grid" if params.to is not None else "spacing"],

@@ -1,6 +1,7 @@
 """convert: a tree in, the same tree out, nothing lost, nothing half written."""
 
 import gzip
+import hashlib
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from mdcli.errors import MissingError, UsageError
 from mdcli.imaging.foreign import read_foreign
 from tests.chain import md_environment
 from tests.imaging.test_foreign import VALUES, mha, nifti, nrrd
-from tests.made_series import write_series
+from tests.made_series import ROOT, write_series
 
 
 def convert(source, destination, **more):
@@ -42,7 +43,12 @@ def tree(tmp_path):
     return root
 
 
-EXPECTED = ["a/deep/one", "b/three", "b/two", "c/four", "dicom/series_007"]
+def stem(number, series):
+    """Return the name of a series: its number, and what SHA-256 makes of study and series UID."""
+    return f"series_{number}{hashlib.sha256(f'{ROOT}2 {series}'.encode()).hexdigest()[:8]}"
+
+
+EXPECTED = ["a/deep/one", "b/three", "b/two", "c/four", f"dicom/{stem('007_', f'{ROOT}3')}"]
 
 
 def files(folder):
@@ -58,7 +64,7 @@ def test_every_kind_becomes_any_form_in_its_own_place(tree, tmp_path, capsys, fo
     assert "5 written, 0 kept, 0 failed" in printed.err
     for name in ("a/deep/one", "b/three", "b/two", "c/four"):
         np.testing.assert_array_equal(read_foreign(tmp_path / "out" / f"{name}.{form}").volume.array, VALUES)
-    series = read_foreign(tmp_path / "out" / f"dicom/series_007.{form}").volume
+    series = read_foreign(tmp_path / "out" / f"{EXPECTED[-1]}.{form}").volume
     np.testing.assert_array_equal(series.array, np.arange(60).reshape(3, 4, 5) - 1024)
     np.testing.assert_allclose(series.affine, [[1.5, 0, 0, -10], [0, 2, 0, 20], [0, 0, 3, 100], [0, 0, 0, 1]])
     assert series.unit == "HU"
@@ -151,7 +157,38 @@ def test_two_series_of_one_number_become_two_and_no_text_of_a_header_names_a_fil
             path.rename(tmp_path / "in" / f"{n}{path.name}")
         (tmp_path / "in" / str(n)).rmdir()
     assert convert(tmp_path / "in", tmp_path / "out") == 0
-    assert files(tmp_path / "out") == ["series_004.nii.gz", "series_004_2.nii.gz", "series_x003.nii.gz"]
+    expected = [stem("004_", "1.2.3"), stem("004_", "1.2.4"), stem("", "1.2.5")]
+    assert files(tmp_path / "out") == sorted(f"{name}.nii.gz" for name in expected)
+
+
+def test_a_series_that_comes_later_takes_no_other_ones_place(tmp_path, capsys):
+    for n, uid in enumerate(("1.2.9", "1.2.3")):
+        write_series(
+            tmp_path / "in" / uid,
+            np.full((3, 4, 5), n + 1, np.uint16),
+            SeriesNumber=4,
+            SeriesInstanceUID=uid,
+            SOPInstanceUID=[f"{uid}.{k}" for k in range(3)],
+        )
+        assert convert(tmp_path / "in", tmp_path / "out") == 0
+    assert "1 written, 1 kept, 0 failed" in capsys.readouterr().err
+    found = {float(read_foreign(path).volume.array.max()) for path in (tmp_path / "out").rglob("*.nii.gz")}
+    assert found == {1.0 - 1024, 2.0 - 1024}
+
+
+def test_two_sources_never_have_one_result(tmp_path, capsys):
+    write_series(tmp_path / "in", np.zeros((3, 4, 5), np.uint16), SeriesNumber=4)
+    nifti(tmp_path / "in", name=f"{stem('004_', f'{ROOT}3')}.nii")
+    assert convert(tmp_path / "in", tmp_path / "out") == 65
+    assert "[same-name]" in capsys.readouterr().err
+
+
+def test_a_file_is_never_written_over_itself(tmp_path, capsys):
+    source = tmp_path / "a.nii"
+    nifti(tmp_path, name="a.nii")
+    before = source.read_bytes()
+    assert convert(source, tmp_path, to="nii", force=True, resolution="5") == 2
+    assert source.read_bytes() == before and "[bad-destination]" in capsys.readouterr().err
 
 
 def test_several_volumes_of_one_series_become_several_files(tmp_path):

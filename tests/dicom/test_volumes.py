@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdcli.dicom.geometry import volume_geometry
 from mdcli.dicom.volumes import DIMENSIONS, dimension_of, divide, parse_pick
 from mdcli.errors import DataError, UsageError
 from tests.made_series import AXIAL, CORONAL, SAGITTAL, instance, stack
@@ -498,3 +499,72 @@ def test_a_picked_volume_with_fewer_positions_than_the_series_is_warned_of():
     short = divide(frames, [parse_pick("time=3")]).findings
     assert [(f.code, f.numbers) for f in short] == [("fewer-positions", {"positions": 4, "of": 6})]
     assert divide(frames, [parse_pick("time=2")]).findings == ()
+
+
+def test_a_time_point_over_midnight_is_never_mixed_with_the_next():
+    # Two time points of six slices, 6 s a slice, 40 s between the two; the first one begins at 23:59:40.
+    seconds = [-20 + 6 * k + 76 * t for t in range(2) for k in range(6)]
+    clock = [divmod(s % 86400, 3600) for s in seconds]
+    frames = [
+        instance(
+            (0, 0, 3.0 * (n % 6)),
+            n + 1,
+            AcquisitionTime=f"{hour:02d}{rest // 60:02d}{rest % 60:02d}",
+            AcquisitionDate="20260101" if seconds[n] < 0 else "20260102",
+        )
+        for n, (hour, rest) in enumerate(clock)
+    ]
+    for dated in (True, False):
+        some = frames if dated else [replace(f, attributes={**f.attributes, "AcquisitionDate": None}) for f in frames]
+        parts = divide(some).parts
+        assert [sorted(f.get("InstanceNumber") for f in p.frames) for p in parts] == [
+            [1, 2, 3, 4, 5, 6],
+            [7, 8, 9, 10, 11, 12],
+        ]
+
+
+def test_numbers_that_go_position_by_position_are_warned_of_as_no_proof():
+    frames = [instance((0, 0, 3.0 * k), 1 + 2 * k + t) for k in range(4) for t in range(2)]
+    assert [f.code for f in divide(frames).findings] == ["order-assumed"]
+    by_volume = [instance((0, 0, 3.0 * k), 1 + 4 * t + k) for k in range(4) for t in range(2)]
+    assert divide(by_volume).findings == ()
+
+
+def test_the_order_of_frames_tells_nothing_where_an_object_says_its_dimensions():
+    frames = [
+        replace(instance((0, 0, 3.0 * (n // 2)), 1, DimensionIndexValues=[1, n // 2 + 1, 1 + n % 2]), frame=n)
+        for n in range(8)
+    ]
+    with pytest.raises(DataError) as caught:
+        divide(frames)
+    assert caught.value.code == "same-position"
+
+
+def test_phases_that_are_lost_at_different_positions_are_not_shifted_into_one_another():
+    frames = [
+        instance((0, 0, 8.0 * k), 1 + 9 * k + p, TriggerTime=100.0 * p + k)
+        for k in range(6)
+        for p in range(9)
+        if p != (0 if k == 0 else 8)
+    ]
+    division = divide(frames)
+    assert "order-assumed" in [f.code for f in division.findings]
+
+
+def test_an_echo_that_is_a_number_and_a_time_of_others_is_ambiguous():
+    frames = [
+        instance((0, 0, 3.0 * k), 1 + 4 * e + k, EchoNumbers=1, EchoTime=time)
+        for e, time in enumerate((4.6, 2.0, 9.0))
+        for k in range(4)
+    ]
+    with pytest.raises(DataError) as caught:
+        divide(frames, [parse_pick("echo=2")])
+    assert caught.value.code == "ambiguous-pick"
+    (part,) = divide(frames, [parse_pick("EchoTime=2")]).parts
+    assert part.values == {"EchoTime": 2.0}
+
+
+def test_a_heart_beat_of_its_own_at_every_slice_makes_no_volume_of_each():
+    frames = [instance((0, 0, 8.0 * k), 1 + k, RepetitionTime=900.0 + 23 * k, Modality="MR") for k in range(8)]
+    assert len(divide(frames).parts) == 1
+    assert volume_geometry(frames).shape[0] == 8
