@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from importlib.resources import files
 
@@ -279,7 +280,10 @@ def name_the_institution_of_the_scanner(seg):
 
 def name_an_operator_deep_in_a_frame(seg):
     purpose = seg.PerFrameFunctionalGroupsSequence[1].DerivationImageSequence[0].SourceImageSequence[0]
-    purpose.PurposeOfReferenceCodeSequence[0].OperatorsName = "CANARY"
+    # highdicom gives every frame of every SEG one and the same item: written into, the name would be in all that follow.
+    item = copy.deepcopy(purpose.PurposeOfReferenceCodeSequence[0])
+    item.OperatorsName = "CANARY"
+    purpose.PurposeOfReferenceCodeSequence = [item]
 
 
 def add_a_private_text(seg):
