@@ -56,8 +56,6 @@ from mdcli.imaging.resample import orthogonal_grid, outside_value, resample, res
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_SLAB_BYTES = 8 << 20
-
 
 @dataclass(frozen=True)
 class Wish:

@@ -402,53 +402,6 @@ def orthogonal_grid(
     return (k, j, i), grid
 
 
-@dataclass(frozen=True)
-class PlanesGrid:
-    """A regular grid along the normal for slices that lie unevenly.
-
-    Attributes:
-        count: slices of the grid.
-        step_mm: the distance between two.
-        planes: where the source's slices lie on it, (n,), in steps: what `resample` takes.
-        made: the slices of the grid that no source slice lies on, from 0.
-    """
-
-    count: int
-    step_mm: float
-    planes: NDArray[np.float64]
-    made: tuple[int, ...]
-
-
-def planes_grid(positions: NDArray[np.float64], step_mm: float, tolerance_mm: float = 0.0) -> PlanesGrid:
-    """Return the regular grid from the first to the last of some slices, for `resample` to fill gaps on.
-
-    With an affine whose third column is one step of the grid: `resample(array, affine, (grid.count, j, i), affine,
-    planes=grid.planes, ...)`.
-
-    Args:
-        positions: (n,) in mm along the normal, rising or falling, at least two.
-        step_mm: the distance wanted; changed by what it takes to meet both ends.
-        tolerance_mm: a source slice this near to one of the grid counts as lying on it, and is copied.
-
-    Raises:
-        DataError: `grid-too-large` where the step makes more than 32,767 slices.
-    """
-    distances = np.abs(np.asarray(positions, np.float64) - positions[0])
-    extent = float(distances[-1])
-    count = max(1, round(extent / step_mm)) + 1
-    if count > 32767:
-        raise DataError("grid-too-large", f"a step of {step_mm:g} mm over {extent:g} mm makes {count} slices")
-    step = extent / (count - 1)
-    planes = distances / step
-    nearest = np.rint(planes)
-    on = np.abs(planes - nearest) * step <= max(tolerance_mm, ON_VOXEL * step)
-    # Two that fall on one slice stay where they are: a grid coarser than the slices copies neither.
-    alone = np.array([np.count_nonzero(on & (nearest == value)) == 1 for value in nearest])
-    planes = np.where(on & alone, nearest, planes)
-    held = {int(value) for value in nearest[on & alone]}
-    return PlanesGrid(count, step, planes, tuple(k for k in range(count) if k not in held))
-
-
 def covered(
     shape: tuple[int, int, int],
     affine: NDArray[np.float64],

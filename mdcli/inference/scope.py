@@ -9,6 +9,7 @@ from typing import Any
 from mdcli.dicom.rules import COMPUTED, UNKNOWN, Rule
 from mdcli.dicom.series import snake
 from mdcli.errors import DataError
+from mdcli.imaging.nifti import PATIENT as PATIENT_PLANE
 from mdcli.inference.card import ATTRIBUTES, Bound, Card, Where
 
 ANY_UNIT = "arbitrary"
@@ -121,7 +122,8 @@ def keyword_facts(rule: Rule, images: Sequence[Mapping[str, Any]], geometry: Map
         "Orientation": geometry.get("orientation"),
         "ObliquityDeg": geometry.get("obliquity_deg"),
         "Unit": geometry.get("unit"),
-        "IsVolume": True,
+        "IsVolume": geometry.get("spacing_plane", PATIENT_PLANE) == PATIENT_PLANE and geometry["shape"][-3] > 1,
+        "IsRegular": regularity.get("regular"),
     }
     return {
         keyword: [computed.get(keyword)] if keyword in COMPUTED else [image.get(snake(keyword)) for image in images]

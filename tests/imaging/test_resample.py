@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mdcli.errors import DataError
-from mdcli.imaging.resample import index_map, orthogonal_grid, planes_grid, resample
+from mdcli.imaging.resample import index_map, orthogonal_grid, resample
 from tests.imaging.test_nifti import affines, rotation
 
 GRADIENT = np.array([0.7, -1.3, 2.1])
@@ -166,20 +166,12 @@ def test_uneven_slices_are_interpolated_by_their_real_distances(falling, turned)
 def test_a_missing_slice_is_made_from_its_neighbours_and_the_others_are_copied():
     rng = np.random.default_rng(1)
     values = rng.integers(0, 4000, (4, 3, 3)).astype(np.int16)
-    grid = planes_grid(np.array([100.0, 103.0, 109.02, 112.0]), 3.0, tolerance_mm=0.05)
-    assert (grid.count, grid.step_mm, grid.made) == (5, 3.0, (2,))
-    affine = made((1, 1, grid.step_mm))
-    found = whole(values, affine, (5, 3, 3), affine, order="linear", fill=0, planes=grid.planes)
+    affine = made((1, 1, 3.0))
+    planes = np.array([0.0, 1.0, 3.0, 4.0])
+    found = whole(values, affine, (5, 3, 3), affine, order="linear", fill=0, planes=planes)
     for k, source in ((0, 0), (1, 1), (3, 2), (4, 3)):
         np.testing.assert_array_equal(found[k], values[source])
     np.testing.assert_array_equal(found[2], (values[1] + values[2].astype(float)) / 2)
-
-
-def test_a_grid_of_planes_meets_both_ends_and_falls_where_the_slices_fall():
-    grid = planes_grid(np.array([10.0, 7.0, 0.0]), 3.0)
-    assert grid.count == 4 and grid.step_mm == pytest.approx(10 / 3)
-    assert grid.planes.tolist() == pytest.approx([0, 0.9, 3])
-    assert grid.made == (1, 2)
 
 
 def test_a_thread_pool_gives_the_same_slabs(monkeypatch):
@@ -246,13 +238,9 @@ def test_an_affine_that_is_no_way_to_millimetres_is_refused(spoilt):
 
 
 def test_a_grid_without_end_is_refused():
-    for call in (
-        lambda: orthogonal_grid((100, 100, 100), np.eye(4), spacing=(1e-6, 1, 1)),
-        lambda: planes_grid(np.array([0.0, 1000.0]), 1e-3),
-    ):
-        with pytest.raises(DataError) as caught:
-            call()
-        assert caught.value.code == "grid-too-large"
+    with pytest.raises(DataError) as caught:
+        orthogonal_grid((100, 100, 100), np.eye(4), spacing=(1e-6, 1, 1))
+    assert caught.value.code == "grid-too-large"
 
 
 def test_labels_get_no_fill_that_their_type_cannot_hold():

@@ -39,6 +39,18 @@ def test_what_fits_is_in_scope(where):
     assert scope(where, CT, CT) == ([], [])
 
 
+@pytest.mark.parametrize("geometry", [{"spacing_plane": "detector"}, {"shape": [1, 512, 512]}])
+def test_an_image_is_no_volume(geometry):
+    violations, _ = scope("IsVolume", CT, **geometry)
+    assert len(violations) == 1
+
+
+@pytest.mark.parametrize("regular, fits", [(True, True), (False, False)])
+def test_uneven_slices_are_not_regular(regular, fits):
+    violations, unknown = scope("IsRegular", CT, regularity={"step_mm": 3.0, "regular": regular})
+    assert (violations == [], unknown) == (fits, [])
+
+
 def test_what_does_not_fit_is_said_with_value_and_bound():
     violations, unknown = scope("Modality = CT and SliceThickness <= 2", CT, {**CT, "slice_thickness": 1.0})
     assert violations == [
