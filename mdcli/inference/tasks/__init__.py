@@ -1,0 +1,1 @@
+"""What becomes of a network's outputs beyond label maps: classes, boxes, instances, numbers."""
