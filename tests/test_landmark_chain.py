@@ -168,14 +168,17 @@ def network_sees(change):
     """Change what the network sees, and undo it in what it says, so that only the network can notice."""
 
     def put_in(monkeypatch) -> None:
-        from mdcli.inference.engines import OnnxSession
+        from mdcli.inference.engines.onnx import OnnxSession
 
         plain = OnnxSession.run
 
-        def run(self, batch, input_name, output_name, out):
-            scores = np.empty(change(out).shape, np.float32)
-            plain(self, np.ascontiguousarray(change(batch)), input_name, output_name, scores)
-            out[...] = change(scores)
+        def run(self, feeds, out):
+            seen = {name: np.ascontiguousarray(change(values)) for name, values in feeds.items()}
+            scores = {name: np.empty(change(array).shape, np.float32) for name, array in out.items()}
+            plain(self, seen, scores)
+            for name, array in out.items():
+                array[...] = change(scores[name])
+            return out
 
         monkeypatch.setattr(OnnxSession, "run", run)
 

@@ -14,7 +14,7 @@ def models(
     import json
 
     from mdcli.errors import MdError
-    from mdcli.inference.card import find_model
+    from mdcli.inference.formats import Opening, find_model
     from mdcli.model_folders import model_folders
 
     rows: list[dict[str, str]] = []
@@ -23,7 +23,7 @@ def models(
             if not (path / "model.yaml").is_file():
                 continue
             try:
-                model = find_model(str(path), (), onnx=False)
+                model = find_model(str(path), (), Opening(engine=""))
                 row = {
                     "name": path.name,
                     "version": model.card.version,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import math
 import re
 from collections import Counter
@@ -18,16 +17,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from mdcli.dicom.plain_yaml import PlainYamlError, load_yaml
 from mdcli.dicom.rules import Rule, parse
-from mdcli.errors import ConfigError, MissingError, UsageError
-from mdcli.inference.onnxfile import external_files
+from mdcli.errors import ConfigError, UsageError
+from mdcli.inference.steps_after import FillHoles, KeepLargest, MapLabels, RemoveSmall
+from mdcli.inference.tasks.settings import Detection, Instances, detection_problem, instances_problem
 
 SCHEMA = "md.model/1"
 CARD_FILE = "model.yaml"
 AS_ACQUIRED = "as-acquired"
+Task = Literal["segmentation", "classification", "detection", "instances", "regression"]
+MAP_TASKS = ("segmentation", "instances")
+"""Tasks whose output has a score for every voxel."""
 MAX_CARD_BYTES = 1 << 20
 MAX_LABELS = 65535
 
@@ -90,18 +93,74 @@ class Scale:
 
 @dataclass(frozen=True)
 class Normalize:
-    """Subtract the mean, divide by the standard deviation; both None: those of the volume (population)."""
+    """Subtract the mean, divide by the standard deviation (population).
+
+    Attributes:
+        mean: a number, or None: that of the voxels that `over` says.
+        std: likewise.
+        over: `numbers`: mean and std are given. `volume`: all voxels. `nonzero`: those that are not 0; the others stay 0 (MONAI's
+            NormalizeIntensity with nonzero). `mask`: those inside the box's region that is not 0 in any input, its holes filled;
+            the others become 0 (nnU-Net's use_mask_for_norm).
+    """
 
     mean: float | None
     std: float | None
+    over: Literal["numbers", "volume", "nonzero", "mask"] = "numbers"
 
     @property
     def of_volume(self) -> bool:
         """Say whether the volume gives the numbers."""
-        return self.mean is None
+        return self.over != "numbers"
 
 
-Step = Clip | Scale | Normalize
+@dataclass(frozen=True)
+class ScaleVolume:
+    """The volume's own lowest and highest value become those of `target`, or all is multiplied by 1 + `factor`.
+
+    Source: MONAI's ScaleIntensity.
+    """
+
+    target: tuple[float, float] | None
+    factor: float | None = None
+
+    @property
+    def of_volume(self) -> bool:
+        """Say whether the volume gives the numbers."""
+        return self.target is not None
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """The values of two percentiles of the volume, 0 to 100, become those of `target`. Source: MONAI's ScaleIntensityRangePercentiles."""
+
+    lower: float
+    upper: float
+    target: tuple[float, float]
+    clip: bool = False
+
+    of_volume: ClassVar[bool] = True
+
+
+Step = Clip | Scale | Normalize | ScaleVolume | Percentiles
+
+
+def of_volume(step: Step) -> bool:
+    """Say whether a step takes its numbers from the volume, so that it matters whether padding counts."""
+    return isinstance(step, (Normalize, ScaleVolume, Percentiles)) and step.of_volume
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Leave out what lies outside the box around a part of the volume, before resampling for nnU-Net, after it for MONAI.
+
+    Attributes:
+        above: the part is what has values above this (MONAI's CropForeground); None: what is not 0 in any input, its holes filled
+            (nnU-Net).
+        margin: voxels added at each side, within the volume.
+    """
+
+    above: float | None = None
+    margin: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,27 +168,48 @@ class Input:
     """What the network wants.
 
     Attributes:
-        axes: `C`, then `x`, `y`, `z` in the order of the network's array.
+        axes: `C`, then `x`, `y`, `z` in the order of the network's array; two of them for a network that takes slices.
         orientation: three letters, where the index along x, y, z grows to (`RAS`: right, front, head); or `as-acquired`: x, y, z
             are the volume's own i, j, k.
         spacing: mm, in the order of `axes` without C; or `as-acquired`.
         unit: what the values mean; must equal the volume's.
-        role: which artifact it is.
-        tensor: the network's input; not needed where it has one.
-        grayscale: which values: `modality`.
+        role: which artifact it is: `volume`, or `volume-NAME`.
+        tensor: the network's input; not needed where it has one. Inputs of one tensor are its channels, in order.
+        grayscale: which values: `modality`, after the `voi` window, or as shown (`presentation`: polarity too).
         padding: whether voxels with the padding value count in statistics; needed where the volume's statistics are used.
-        intensity: what is done to the values, in order.
+        intensity: what is done to the values once they are on the network's grid, in order.
+        intensity_before: what is done to them before they are resampled.
+        channels: numbers a voxel: 3 for red, green and blue.
+        rule: of the grid's size and place. `corners`: the first voxel keeps its place, `round((n - 1) * in / out + 1)` voxels
+            (MONAI's Spacing). `edges`: the outer edges keep theirs, `round(n * in / out)` voxels (nnU-Net).
+        interpolation: how values between voxels are found.
+        separate_z: with `cubic`: where the largest spacing is more than this times the smallest, its axis is resampled apart, by
+            the nearest slice (nnU-Net: 3).
+        crop: what is left out.
+        resize: voxels in the order of `axes` without C, whatever the spacing.
+        resize_mode: how `resize` finds values: `linear` (half-voxel centres), `area` (mean of what a voxel covers), `nearest`.
     """
 
-    axes: tuple[str, str, str, str]
+    axes: tuple[str, ...]
     orientation: str
-    spacing: tuple[float, float, float] | Literal["as-acquired"]
+    spacing: tuple[float, ...] | Literal["as-acquired"]
     unit: str
-    role: Literal["volume"] = "volume"
+    role: str = "volume"
     tensor: str | None = None
-    grayscale: Literal["modality"] = "modality"
+    grayscale: Literal["modality", "voi", "presentation"] = "modality"
     padding: Literal["include", "exclude"] | None = None
     intensity: tuple[Step, ...] = ()
+    intensity_before: tuple[Step, ...] = ()
+    channels: Literal[1, 3] = 1
+    rule: Literal["corners", "edges"] = "corners"
+    interpolation: Literal["linear", "cubic", "nearest"] = "linear"
+    separate_z: float | None = None
+    crop: Crop | None = None
+    resize: tuple[int, ...] | None = None
+    resize_mode: Literal["linear", "area", "nearest"] = "linear"
+
+
+After = KeepLargest | RemoveSmall | FillHoles | MapLabels
 
 
 @dataclass(frozen=True)
@@ -137,18 +217,60 @@ class Output:
     """What the network gives.
 
     Attributes:
-        axes: `C`, then `x`, `y`, `z` in the order of the array.
+        axes: `C`, then `x`, `y`, `z` in the order of the array; `C` alone for one number a class.
         activation: what turns the array into probabilities. With `sigmoid` channel c is label c + 1, else channel c is label c and
-            channel 0 is the background.
+            channel 0 is the background; a classification has no background: channel c is label c + 1.
         inversion: `scores`: interpolate the scores to the source grid, then take the highest; `labels`: take the highest, then the
-            nearest.
+            nearest. Needed for maps.
         tensor: the network's output; not needed where it has one.
+        name: of one of several outputs; its artifacts are called so.
+        task: the card's, if it is not said.
+        labels: the card's, if they are not said.
+        form: of a segmentation: `labels`: a voxel has one label. `masks`: structures may overlap, each is where its own score
+            reaches `threshold`. `regions`: as masks, then each in the order of `regions_order` is written over the ones before
+            (nnU-Net's regions).
+        threshold: probability from which a voxel belongs to a structure.
+        thresholds: of a classification by sigmoid: of each label, in order, instead of `threshold`.
+        regions_order: label values that the channels write, in the order of the channels.
+        after: what is done to the label map, on the source grid, in order.
+        over: of a classification: of the whole `volume`, or of each of its `slices`.
+        vote: how slices decide together.
+        detection: how boxes are found.
+        instances: how single objects are told apart.
+        unit: of a regression.
+        scale: of a regression: value * scale + offset.
+        offset: see `scale`.
     """
 
-    axes: tuple[str, str, str, str]
-    activation: Literal["none", "softmax", "sigmoid"]
-    inversion: Literal["scores", "labels"]
+    axes: tuple[str, ...] = ("C",)
+    activation: Literal["none", "softmax", "sigmoid"] = "none"
+    inversion: Literal["scores", "labels"] | None = None
     tensor: str | None = None
+    name: str | None = None
+    task: Task | None = None
+    labels: tuple[Label, ...] = ()
+    form: Literal["labels", "masks", "regions"] = "labels"
+    threshold: float = 0.5
+    thresholds: tuple[float, ...] = ()
+    regions_order: tuple[int, ...] = ()
+    after: tuple[After, ...] = ()
+    over: Literal["volume", "slices"] = "volume"
+    vote: Literal["mean", "max", "majority"] | None = None
+    detection: Detection | None = None
+    instances: Instances | None = None
+    unit: Code | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def background(self) -> bool:
+        """Say whether channel 0 is the background and no label."""
+        return self.activation != "sigmoid" and self.form == "labels" and self.task in (None, *MAP_TASKS)
+
+    @property
+    def channels(self) -> int:
+        """Return how many channels the array has."""
+        return len(self.labels) + self.background
 
 
 @dataclass(frozen=True)
@@ -162,13 +284,18 @@ class Window:
             network sees.
         blending: how overlapping windows are weighted; needed with `overlap`.
         padding_value: what lies outside a volume that is smaller than the window, after the intensity steps.
+        step: how windows lie: `fixed` (MONAI: every step but the last is alike) or `even` (nnU-Net: spread evenly).
+        skip_below: on request: a window whose values (after the intensity steps) are all below this is not run, its score is that
+            of the background.
     """
 
-    size: tuple[int | Literal["full"], int | Literal["full"], int | Literal["full"]]
+    size: tuple[int | Literal["full"], ...]
     overlap: float | None = None
-    halo: tuple[int, int, int] | None = None
+    halo: tuple[int, ...] | None = None
     blending: Literal["gaussian", "constant"] | None = None
     padding_value: float = 0.0
+    step: Literal["fixed", "even"] = "fixed"
+    skip_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +324,14 @@ class Where:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """The network that a file of weights alone belongs to: a dotted name, and what it is made with. For `.pt` and safetensors."""
+
+    target: str
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Resources:
     """What one inference needs."""
 
@@ -211,13 +346,19 @@ class Card:
     schema: Literal["md.model/1"]
     name: str
     version: str
-    network: str
-    task: Literal["segmentation"]
+    task: Task
     inputs: tuple[Input, ...]
-    output: Output
-    window: Window
     labels: tuple[Label, ...]
     empty: Literal["valid", "error"]
+    network: str | None = None
+    networks: tuple[str, ...] = ()
+    ensemble: Literal["mean", "vote"] | None = None
+    output: Output | None = None
+    outputs: tuple[Output, ...] = ()
+    window: Window | None = None
+    mirror: tuple[Literal["x", "y", "z"], ...] = ()
+    engine: str | None = None
+    architecture: Architecture | None = None
     description: str = ""
     accepts: Mapping[str, Bound | Where] = dataclasses.field(default_factory=dict)
     resources: Resources = Resources()
@@ -229,29 +370,19 @@ class Card:
 
     @property
     def input(self) -> Input:
-        """Return the one input."""
+        """Return the first input: all others lie on its grid."""
         return self.inputs[0]
 
     @property
-    def channels(self) -> int:
-        """Return how many channels the network's output has."""
-        return len(self.labels) + (self.output.activation != "sigmoid")
+    def first_output(self) -> Output:
+        """Return the first output."""
+        return self.outputs[0]
 
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """A model on disk.
-
-    Attributes:
-        card: what `model.yaml` says.
-        network: the network's file.
-        sha256: of the lines `<sha256>  <name>` (as `sha256sum` prints them) of the card, the network and the files that hold the
-            network's weights, sorted by name.
-    """
-
-    card: Card
-    network: Path
-    sha256: str
+    @property
+    def cut(self) -> Window:
+        """Return how the volume is cut; without a window it is not."""
+        axes = len(self.input.axes) - 1
+        return self.window or Window(size=("full",) * axes, overlap=0.0, blending="constant")
 
 
 def _bad(place: str, message: str, hint: str | None = None) -> NoReturn:
@@ -275,84 +406,30 @@ def read_card(text: str, name: str = CARD_FILE) -> Card:
     if isinstance(document, dict) and document.get("schema") != SCHEMA:
         _bad(name, f"schema is {document.get('schema')!r}, not {SCHEMA!r}")
     card: Card = _build(Card, document, name)
-    _check(card, name)
-    return card
+    return completed(card, name)
 
 
-def find_model(name_or_path: str, folders: Sequence[Path], *, onnx: bool = True) -> ModelFolder:
-    """Return a model by its name or its path.
-
-    Args:
-        name_or_path: a name is looked up in `folders`; a path is a folder with `model.yaml`, that file, or a network beside it.
-        folders: each holds models as `NAME/model.yaml`; the first that has the name wins.
-        onnx: the network must be ONNX whatever its file is called; False: one that is not may be another engine's, unless it is
-            called `*.onnx`.
+def completed(card: Card, name: str = CARD_FILE) -> Card:
+    """Return a card with what it leaves to be understood: `networks` and `outputs`, and each output's task and labels.
 
     Raises:
-        MissingError: `no-model`; `no-network` where the card's network is not there.
-        ConfigError: `bad-card`; `outside-folder` where the network or its weights lie elsewhere; `bad-network`.
+        ConfigError: `bad-card` where what is well formed makes no sense.
     """
-    is_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name_or_path) is not None
-    named = [folder / name_or_path for folder in folders if is_name and (folder / name_or_path / CARD_FILE).is_file()]
-    path = named[0] if named else Path(name_or_path)
-    is_card = path.is_file() and path.suffix in (".yaml", ".yml")
-    card_path = path if is_card else (path.parent if path.is_file() else path) / CARD_FILE
-    if not card_path.is_file():
-        if path.exists():
-            raise MissingError(
-                "no-model", f"there is no {CARD_FILE} for {path.name}", hint="md schema model says what is in one"
-            )
-        near = difflib.get_close_matches(name_or_path, _names(folders), 1) if is_name else []
-        hint = f"did you mean {near[0]}?" if near else "md models lists the names; a path works too"
-        raise MissingError("no-model", f"there is no model {name_or_path!r}", hint=hint)
-    with card_path.open("rb") as file:
-        content = file.read(MAX_CARD_BYTES + 1)
-    try:
-        card = read_card(content.decode("utf-8"), f"{card_path.parent.name}/{card_path.name}")
-    except UnicodeDecodeError as error:
-        _bad(card_path.name, f"not UTF-8: {error.reason} at byte {error.start}")
-    if path.is_file() and path != card_path and path.name != Path(card.network).name:
-        _bad(card_path.name, f"network is {card.network!r}, not {path.name!r}")
-    folder = card_path.parent
-    network = _inside(folder, card.network, card_path.name)
-    files = [card_path, network]
-    try:
-        weights = sorted(external_files(network))
-    except ConfigError:
-        if onnx or network.suffix == ".onnx":
-            raise
-        weights = []
-    # The locations are relative to the network's own folder (onnx.proto, TensorProto.external_data).
-    files += [_inside(network.parent, name, network.name, folder) for name in weights]
-    lines = sorted((file.resolve().relative_to(folder.resolve()).as_posix(), _sha256(file)) for file in files)
-    digest = hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode())
-    return ModelFolder(card, network, digest.hexdigest())
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    return [path.parent.name for folder in folders if folder.is_dir() for path in folder.glob(f"*/{CARD_FILE}")]
-
-
-def _inside(folder: Path, name: str, said_by: str, root: Path | None = None) -> Path:
-    path = folder / name
-    if not path.resolve().is_relative_to((root or folder).resolve()):
-        raise ConfigError("outside-folder", f"{said_by} names {name!r}, which is outside the model's folder")
-    if not path.is_file():
-        raise MissingError("no-network", f"{said_by} names {name!r}, which is not there")
-    return path
-
-
-_digests: dict[tuple[str, int, int, int], str] = {}
-
-
-def _sha256(path: Path) -> str:
-    """Return a file's SHA-256; within one process, a file whose stat is as before is not read again."""
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if key not in _digests:
-        with path.open("rb") as file:
-            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _digests[key]
+    if (card.network is None) == (not card.networks):
+        _bad(name, "network or networks is wanted, one of the two")
+    if (card.output is None) == (not card.outputs):
+        _bad(name, "output or outputs is wanted, one of the two")
+    said = card.outputs or (card.output,)
+    outputs = tuple(
+        dataclasses.replace(output, task=output.task or card.task, labels=output.labels or card.labels)
+        for output in said
+        if output is not None
+    )
+    card = dataclasses.replace(
+        card, networks=card.networks or (str(card.network),), network=None, outputs=outputs, output=None
+    )
+    _check(card, name)
+    return card
 
 
 def _load_yaml(text: str, name: str) -> Any:
@@ -403,10 +480,16 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         ConfigError: `bad-card`.
     """
     origin, options = get_origin(hint), get_args(hint)
-    if hint is Step:
+    if hint == Step:
         return _step(value, place)
+    if hint == After:
+        return _after(value, place)
     if hint == Mapping[str, Bound | Where]:
         return _bounds(value, place)
+    if hint == Mapping[str, Any]:
+        return _mapping(value, place)
+    if hint == Mapping[int, int]:
+        return _label_mapping(value, place)
     if origin in (Union, UnionType):
         return _convert_union(options, value, place)
     if origin is Literal:
@@ -429,6 +512,10 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
             hint_text = f'put it in quotes: "{value}"' if isinstance(value, (int, float)) else None
             _bad(place, f"{_shown(value)} where one line of text is wanted", hint_text)
         return value
+    if hint is bool:
+        if not isinstance(value, bool):
+            _bad(place, f"{_shown(value)} where true or false is wanted")
+        return value
     number = int if hint is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
         _bad(place, f"{_shown(value)} where a {'whole ' if hint is int else ''}number is wanted")
@@ -448,35 +535,89 @@ def _convert_union(options: Sequence[Any], value: Any, place: str) -> Any:
     return _convert(kinds[0], value, place)
 
 
-def _step(value: Any, place: str) -> Step:
+def _one_key(value: Any, known: Mapping[str, Any], place: str) -> tuple[str, Any]:
+    """Return the key and the value of a mapping of one."""
     mapping = _mapping(value, place)
-    known = {"clip": Clip, "scale": Scale, "normalize": Normalize}
     _refuse_unknown(mapping, known, place)
     if len(mapping) != 1:
         _bad(place, f"{len(mapping)} keys where one step is wanted", f"one of {', '.join(known)}")
-    (name, said), place = next(iter(mapping.items())), f"{place}: {next(iter(mapping))}"
-    pair = tuple[float, float]
-    if name == "clip":
-        low, high = _convert(pair, said, place)
-        if low >= high:
-            _bad(place, f"{low:g} is not below {high:g}")
-        return Clip(low, high)
-    if name == "normalize" and said == "volume":
-        return Normalize(None, None)
-    keys = ("from", "to") if name == "scale" else ("mean", "std")
+    return next(iter(mapping.items()))
+
+
+def _keys(said: Any, wanted: Sequence[str], optional: Sequence[str], place: str) -> dict[str, Any]:
     said = _mapping(said, place)
-    _refuse_unknown(said, dict.fromkeys(keys), place)
-    if missing := [key for key in keys if key not in said]:
+    _refuse_unknown(said, dict.fromkeys((*wanted, *optional)), place)
+    if missing := [key for key in wanted if key not in said]:
         _bad(place, f"{' and '.join(missing)} missing")
-    if name == "scale":
-        scale = Scale(*(_convert(pair, said[key], f"{place}: {key}") for key in keys))
-        if scale.source[0] == scale.source[1]:
-            _bad(place, f"from is {scale.source[0]:g} twice")
-        return scale
-    normalize = Normalize(*(_convert(float, said[key], f"{place}: {key}") for key in keys))
-    if normalize.std is not None and normalize.std <= 0:
-        _bad(place, f"std is {normalize.std:g}, not above 0")
-    return normalize
+    return said
+
+
+def _step(value: Any, place: str) -> Step:
+    """Return an intensity step: a mapping of one key."""
+    steps = {"clip": _clip, "scale": _scale, "normalize": _normalize, "percentiles": _percentiles}
+    name, said = _one_key(value, steps, place)
+    return steps[name](said, f"{place}: {name}")
+
+
+_PAIR = tuple[float, float]
+
+
+def _clip(said: Any, place: str) -> Step:
+    low, high = _convert(_PAIR, said, place)
+    if low >= high:
+        _bad(place, f"{low:g} is not below {high:g}")
+    return Clip(low, high)
+
+
+def _scale(said: Any, place: str) -> Step:
+    if isinstance(said, dict) and "factor" in said:
+        return ScaleVolume(None, _convert(float, _keys(said, ("factor",), (), place)["factor"], f"{place}: factor"))
+    said = _keys(said, ("from", "to"), (), place)
+    target = _convert(_PAIR, said["to"], f"{place}: to")
+    if said["from"] == "volume":
+        return ScaleVolume(target)
+    source = _convert(_PAIR, said["from"], f"{place}: from")
+    if source[0] == source[1]:
+        _bad(place, f"from is {source[0]:g} twice")
+    return Scale(source, target)
+
+
+def _normalize(said: Any, place: str) -> Step:
+    if said in ("volume", "nonzero", "mask"):
+        return Normalize(None, None, said)
+    said = _keys(said, ("mean", "std"), (), place)
+    mean, std = (_convert(float, said[key], f"{place}: {key}") for key in ("mean", "std"))
+    if std <= 0:
+        _bad(place, f"std is {std:g}, not above 0")
+    return Normalize(mean, std)
+
+
+def _percentiles(said: Any, place: str) -> Step:
+    said = _keys(said, ("lower", "upper", "to"), ("clip",), place)
+    lower, upper = (_convert(float, said[key], f"{place}: {key}") for key in ("lower", "upper"))
+    if not 0 <= lower < upper <= 100:
+        _bad(place, f"{lower:g} and {upper:g} where 0 <= lower < upper <= 100 is wanted")
+    clip = _convert(bool, said.get("clip", False), f"{place}: clip")
+    return Percentiles(lower, upper, _convert(_PAIR, said["to"], f"{place}: to"), clip)
+
+
+def _after(value: Any, place: str) -> After:
+    """Return a step on the label map: a mapping of one key."""
+    steps = {"keep_largest": KeepLargest, "remove_small": RemoveSmall, "fill_holes": FillHoles, "map": MapLabels}
+    name, said = _one_key(value, steps, place)
+    place = f"{place}: {name}"
+    if name == "map":
+        return MapLabels(_label_mapping(said, place))
+    step: After = _build(steps[name], {} if said is None else said, place)
+    if isinstance(step, RemoveSmall) and step.mm3 <= 0:
+        _bad(place, f"mm3 is {step.mm3:g}, not above 0")
+    return step
+
+
+def _label_mapping(value: Any, place: str) -> dict[int, int]:
+    if not isinstance(value, dict) or not value:
+        _bad(place, f"{_shown(value)} where old values with new ones are wanted, such as {{2: 1}}")
+    return {_convert(int, old, place): _convert(int, new, place) for old, new in value.items()}
 
 
 def _bounds(value: Any, place: str) -> dict[str, Bound | Where]:
@@ -514,35 +655,108 @@ def _check(card: Card, place: str) -> None:
     """Refuse what is well formed and makes no sense."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", card.name):
         _bad(f"{place}: name", f"{card.name!r} is not made of a to z, 0 to 9, '.', '_' and '-'")
-    if len(card.inputs) != 1:
-        _bad(f"{place}: inputs", f"{len(card.inputs)} inputs, where md can run one")
-    if "://" in card.network or Path(card.network).is_absolute():
-        _bad(f"{place}: network", f"{card.network!r} is not a file in the card's folder")
-    _check_input(card.input, f"{place}: inputs[0]")
-    _check_axes(card.output.axes, f"{place}: output: axes")
-    _check_window(card.window, f"{place}: window")
-    values = [label.value for label in card.labels]
+    if not card.inputs:
+        _bad(f"{place}: inputs", "there is none")
+    for n, network in enumerate(card.networks):
+        where = f"{place}: network" if len(card.networks) == 1 else f"{place}: networks[{n}]"
+        served = "://" in network
+        if served and not re.match(r"triton(s|\+grpc|\+grpcs)?://", network):
+            _bad(where, f"{network!r} is neither a file in the card's folder nor triton://host:port/model")
+        if not served and Path(network).is_absolute():
+            _bad(where, f"{network!r} is not a file in the card's folder")
+    if (len(card.networks) > 1) != (card.ensemble is not None):
+        _bad(f"{place}: ensemble", "mean or vote is wanted with networks, and only there")
+    for n, said in enumerate(card.inputs):
+        _check_input(said, f"{place}: inputs[{n}]")
+        if sorted(said.axes) != sorted(card.input.axes):
+            _bad(f"{place}: inputs[{n}]: axes", f"[{', '.join(said.axes)}], those of the first are other axes")
+    if len({said.role for said in card.inputs}) < len(card.inputs):
+        _bad(f"{place}: inputs", "a role is there twice", "volume, volume-t2 ...")
+    _check_window(card.cut, f"{place}: window", len(card.input.axes) - 1)
+    for n, output in enumerate(card.outputs):
+        _check_output(card, output, f"{place}: " + ("output" if len(card.outputs) == 1 else f"outputs[{n}]"))
+    names = [output.name for output in card.outputs]
+    if len(names) > 1 and (len(set(names)) < len(names) or None in names):
+        _bad(f"{place}: outputs", "each needs a name of its own", "its artifacts are called so")
+    if "z" not in card.input.axes and "z" in card.mirror or set(card.mirror) - set(card.input.axes):
+        _bad(f"{place}: mirror", f"[{', '.join(card.mirror)}] of a network without such an axis")
+    _check_labels(card.labels, place)
+
+
+def _check_labels(labels: tuple[Label, ...], place: str) -> None:
+    values = [label.value for label in labels]
     if not values or values != list(range(1, len(values) + 1)):
         _bad(
             f"{place}: labels", f"values {_shown(values)} where 1, 2, 3 ... is wanted: the network's channels in order"
         )
     if len(values) > MAX_LABELS:
         _bad(f"{place}: labels", f"{len(values)} labels, over {MAX_LABELS}")
-    names = Counter(label.name for label in card.labels)
-    for label in card.labels:
+    names = Counter(label.name for label in labels)
+    for label in labels:
         if not label.name or names[label.name] > 1:
             _bad(f"{place}: labels", f"name {label.name!r} is {'empty' if not label.name else 'there twice'}")
         if label.colour and not all(0 <= part <= 255 for part in label.colour):
             _bad(f"{place}: labels", f"colour {list(label.colour)} of {label.name} is not in 0 to 255")
 
 
-def _check_axes(axes: tuple[str, ...], place: str) -> None:
-    if axes[0] != "C" or sorted(axes[1:]) != ["x", "y", "z"]:
-        _bad(place, f"[{', '.join(axes)}] where [C, ...] with x, y and z in the network's order is wanted")
+def _check_axes(axes: tuple[str, ...], place: str, spatial: Sequence[str] | None = None) -> None:
+    wanted = (["x", "y", "z"],) if spatial is None else (sorted(spatial),)
+    two = [["x", "y"], ["x", "z"], ["y", "z"]] if spatial is None else []
+    if not axes or axes[0] != "C" or sorted(axes[1:]) not in (*wanted, *two):
+        named = "x, y and z, or two of them," if spatial is None else " and ".join(sorted(spatial))
+        _bad(place, f"[{', '.join(axes)}] where [C, ...] with {named} in the network's order is wanted")
+
+
+def _check_output(card: Card, output: Output, place: str) -> None:
+    if output.name is not None and not re.fullmatch(r"[a-z0-9_]+", output.name):
+        _bad(f"{place}: name", f"{output.name!r} is not made of a to z, 0 to 9 and _")
+    _check_labels(output.labels, place)
+    is_map = output.task in MAP_TASKS
+    if is_map:
+        _check_axes(output.axes, f"{place}: axes", card.input.axes[1:])
+        if output.inversion is None:
+            _bad(place, "inversion missing, which has no default for maps", "scores or labels")
+        if card.window is None:
+            _bad(place.split(":")[0], "window missing, which has no default for maps")
+        if output.form != "labels" and output.activation == "softmax":
+            _bad(f"{place}: form", f"{output.form} with softmax, whose channels exclude each other")
+        if output.form != "labels" and output.inversion == "labels":
+            _bad(f"{place}: inversion", f"labels with form {output.form}: structures may overlap, there is no highest one")
+    elif output.task != "detection" and output.axes != ("C",):
+        _bad(f"{place}: axes", f"[{', '.join(output.axes)}] where [C] is wanted: one number a class")
+    if (output.task == "detection") != (output.detection is not None):
+        _bad(f"{place}: detection", "is wanted for the task detection, and only there")
+    if output.task == "instances" and output.instances is None:
+        _bad(f"{place}: instances", "missing, which has no default: how objects are told apart")
+    if output.instances is not None and output.task != "instances":
+        _bad(f"{place}: instances", f"with the task {output.task}")
+    problem = detection_problem(output.detection, card.input.axes) if output.detection else None
+    problem = problem or (instances_problem(output.instances, card.input.axes) if output.instances else None)
+    if problem:
+        _bad(f"{place}: {'detection' if output.detection else 'instances'}", problem)
+    if (output.form == "regions") != bool(output.regions_order):
+        _bad(f"{place}: regions_order", "is wanted with form: regions, and only there")
+    if output.regions_order and len(output.regions_order) != len(output.labels):
+        _bad(f"{place}: regions_order", f"{len(output.regions_order)} values for {len(output.labels)} labels")
+    if not 0 < output.threshold < 1:
+        _bad(f"{place}: threshold", f"{output.threshold:g} is not between 0 and 1")
+    if output.thresholds and (output.task != "classification" or output.activation != "sigmoid"):
+        _bad(f"{place}: thresholds", "are for a classification by sigmoid")
+    if output.thresholds and len(output.thresholds) != len(output.labels):
+        _bad(f"{place}: thresholds", f"{len(output.thresholds)} for {len(output.labels)} labels")
+    if output.thresholds and not all(0 < value < 1 for value in output.thresholds):
+        _bad(f"{place}: thresholds", f"{list(output.thresholds)}, not all between 0 and 1")
+    if (output.over == "slices") != (output.vote is not None):
+        _bad(f"{place}: vote", "mean, max or majority is wanted with over: slices, and only there")
+    if output.over == "slices" and (output.task != "classification" or len(card.input.axes) != 3):
+        _bad(f"{place}: over", "slices is for a classification by a network that takes slices")
 
 
 def _check_input(said: Input, place: str) -> None:
     _check_axes(said.axes, f"{place}: axes")
+    if not re.fullmatch(r"volume(-[a-z0-9_]+)?", said.role):
+        _bad(f"{place}: role", f"{said.role!r} where volume or volume-NAME is wanted")
+    count = len(said.axes) - 1
     letters = said.orientation
     pairs = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
     if letters != AS_ACQUIRED and sorted(pairs.get(letter, letter) for letter in letters) != ["x", "y", "z"]:
@@ -550,18 +764,27 @@ def _check_input(said: Input, place: str) -> None:
             f"{place}: orientation",
             f"{letters!r} where {AS_ACQUIRED} or one each of R/L, A/P, S/I is wanted, such as RAS",
         )
-    if not isinstance(said.spacing, str) and min(said.spacing) <= 0:
-        _bad(f"{place}: spacing", f"{list(said.spacing)} mm, not all above 0")
-    of_volume = [step for step in said.intensity if isinstance(step, Normalize) and step.of_volume]
-    if len(of_volume) > 1:
-        _bad(f"{place}: intensity", "normalize: volume is there twice")
-    if of_volume and said.padding is None:
+    for name, numbers in (("spacing", said.spacing), ("resize", said.resize)):
+        if numbers is None or isinstance(numbers, str):
+            continue
+        if len(numbers) != count:
+            _bad(f"{place}: {name}", f"{len(numbers)} numbers for {count} axes")
+        if min(numbers) <= 0:
+            _bad(f"{place}: {name}", f"{list(numbers)}, not all above 0")
+    if said.separate_z is not None and (said.interpolation != "cubic" or said.separate_z <= 1):
+        _bad(f"{place}: separate_z", f"{said.separate_z:g} where a number above 1 is wanted, with interpolation: cubic")
+    if said.crop is not None and said.crop.margin < 0:
+        _bad(f"{place}: crop: margin", f"{said.crop.margin} is below 0")
+    steps = [step for step in (*said.intensity_before, *said.intensity) if of_volume(step)]
+    if steps and said.padding is None:
         _bad(
             place, "padding missing, which has no default where the volume's statistics are used", "include or exclude"
         )
 
 
-def _check_window(window: Window, place: str) -> None:
+def _check_window(window: Window, place: str, count: int) -> None:
+    if len(window.size) != count or (window.halo is not None and len(window.halo) != count):
+        _bad(f"{place}: size", f"{len(window.size)} numbers for {count} axes")
     sizes = [size for size in window.size if isinstance(size, int)]
     if any(size < 1 for size in sizes):
         _bad(f"{place}: size", f"{list(window.size)}, not all above 0")

@@ -75,18 +75,18 @@ def make_plan(card: Card, session: Session, shape: tuple[int, int, int], affine:
         ConfigError: `network-does-not-fit` where the network's inputs or outputs are not what the card says; `grid-too-large`.
     """
     wanted = _pick(session.inputs, card.input.tensor, "input")
-    given = _pick(session.outputs, card.output.tensor, "output")
+    given = _pick(session.outputs, card.first_output.tensor, "output")
     grid = network_grid(shape, affine, card.input)
-    output_order = grid.order_of(card.output.axes, card.input.axes)
+    output_order = grid.order_of(card.first_output.axes, card.input.axes)
     size = tuple(_size(card, wanted, place, grid.shape[axis]) for place, axis in enumerate(grid.order))
     _check_tensor(wanted, "input", (1, *size))
     sizes = {axis: size[place] for place, axis in enumerate(grid.order)}
-    _check_tensor(given, "output", (card.channels, *(sizes[axis] for axis in output_order)))
+    _check_tensor(given, "output", (card.first_output.channels, *(sizes[axis] for axis in output_order)))
     window = (sizes[0], sizes[1], sizes[2])
     k, j, i = (_parts(card, grid, axis, window[axis]) for axis in range(3))
     weights = None
-    if card.window.overlap is not None:
-        weights = gaussian_weights(window) if card.window.blending == "gaussian" else np.ones(window, np.float32)
+    if card.cut.overlap is not None:
+        weights = gaussian_weights(window) if card.cut.blending == "gaussian" else np.ones(window, np.float32)
     return Plan(grid, Tiling(grid.shape, window, (k, j, i), weights), wanted.name, given.name, output_order)
 
 
@@ -108,12 +108,12 @@ def _pick(tensors: tuple[Tensor, ...], name: str | None, what: str) -> Tensor:
 
 def _size(card: Card, wanted: Tensor, place: int, voxels: int) -> int:
     """Return the window along one of the network's axes."""
-    size = card.window.size[place]
+    size = card.cut.size[place]
     if isinstance(size, str):
         return voxels
     any_size = len(wanted.shape) == 5 and wanted.shape[2 + place] is None
     # With a halo the network's own edge stands for the volume's: a window does not reach over it unless its size is fixed.
-    return min(size, voxels) if card.window.halo is not None and any_size else size
+    return min(size, voxels) if card.cut.halo is not None and any_size else size
 
 
 def _check_tensor(tensor: Tensor, what: str, wanted: tuple[int, ...]) -> None:
@@ -129,10 +129,10 @@ def _check_tensor(tensor: Tensor, what: str, wanted: tuple[int, ...]) -> None:
 
 def _parts(card: Card, grid: Grid, axis: int, window: int) -> tuple[Part, ...]:
     size, flip = grid.axes[axis].size, grid.axes[axis].flip
-    if card.window.halo is not None:
-        return haloed_parts(size, window, card.window.halo[grid.order.index(axis)])
-    assert card.window.overlap is not None
-    return overlapping_parts(size, window, card.window.overlap, flip=flip)
+    if card.cut.halo is not None:
+        return haloed_parts(size, window, card.cut.halo[grid.order.index(axis)])
+    assert card.cut.overlap is not None
+    return overlapping_parts(size, window, card.cut.overlap, flip=flip)
 
 
 def windows_at_once(card: Card) -> int:
@@ -141,8 +141,8 @@ def windows_at_once(card: Card) -> int:
     Two keep the cores busier than one with all of them. Where the scores of a window are large, the network's own memory is too,
     and one must do.
     """
-    voxels = math.prod(_FULL_AXIS if isinstance(size, str) else size for size in card.window.size)
-    return 2 if voxels * card.channels * 4 <= _LARGE_SCORES_BYTES else 1
+    voxels = math.prod(_FULL_AXIS if isinstance(size, str) else size for size in card.cut.size)
+    return 2 if voxels * card.first_output.channels * 4 <= _LARGE_SCORES_BYTES else 1
 
 
 def predict(
@@ -164,7 +164,7 @@ def predict(
         DataError: `nan-in-output`, `overlap`.
         ConfigError: `network-does-not-fit`, `network-failed`.
     """
-    tiling, inverter = plan.tiling, Inverter(plan.grid, card.output)
+    tiling, inverter = plan.tiling, Inverter(plan.grid, card.first_output)
     # Where no two windows share a voxel, each gives its labels by itself, and its scores need not be kept.
     alone = tiling.weights is None and inverter.early
     run = _Run(plan, card, session, alone)
@@ -236,13 +236,13 @@ class _Run:
     def __call__(self, rows: Floats, first: int, window: Window) -> NDArray[Any]:
         """Return the scores (C, k, j, i) of a window, or its labels (1, k, j, i) where it gives them by itself."""
         plan, size = self._plan, self._plan.tiling.window
-        values = extract(rows, first, window, size, self._card.window.padding_value)
+        values = extract(rows, first, window, size, self._card.cut.padding_value)
         batch = np.ascontiguousarray(plan.grid.to_network(values))[None, None]
-        out = self._memory((1, self._card.channels, *(size[axis] for axis in plan.output_order)))
-        self._session.run(batch, plan.input_name, plan.output_name, out)
+        out = self._memory((1, self._card.first_output.channels, *(size[axis] for axis in plan.output_order)))
+        self._session.run({plan.input_name: batch}, {plan.output_name: out})
         _refuse_not_finite(out[0], window)
         scores = plan.grid.from_network(out[0], plan.output_order)
-        return highest_channel(scores, self._card.output)[None] if self._alone else scores
+        return highest_channel(scores, self._card.first_output)[None] if self._alone else scores
 
     def _memory(self, shape: tuple[int, ...]) -> Floats:
         if not self._alone:

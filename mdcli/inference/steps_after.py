@@ -45,17 +45,20 @@ class RemoveSmall:
 
 @dataclass(frozen=True)
 class FillHoles:
-    """Give a label the background that it encloses; other labels in there stay what they are.
+    """Give a label the background that it alone encloses; other labels in there stay what they are.
 
-    A hole is what no path from face to face leads out of, to the border of the volume, without crossing the label.
+    A hole is what no path leads out of, to the border of the volume, without crossing the label. Where holes lie in one another, the
+    innermost label that encloses the background gets it.
 
     Attributes:
-        labels: values that it is done for, in this order; none: every value but 0, rising.
+        labels: values that it is done for; none: every value but 0.
         per_slice: holes of each slice k, two-dimensional, instead of those of the volume.
+        connectivity: what a path out may step over: faces only (1), edges too (2), corners too (3).
     """
 
     labels: tuple[int, ...] = ()
     per_slice: bool = False
+    connectivity: Connectivity = 1
 
 
 @dataclass(frozen=True)

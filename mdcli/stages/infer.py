@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mdcli.imaging.nifti import Volume
-    from mdcli.inference.card import Card, ModelFolder
+    from mdcli.inference.card import Card
+    from mdcli.inference.formats import ModelFolder
     from mdcli.inference.engines import Session
     from mdcli.inference.scope import Violation
     from mdcli.workspace import Workspace
@@ -88,7 +89,7 @@ def _check_codes(card: Card) -> None:
     """Refuse a card whose codes no writer would take, before the work and not after it. The embedded ones are tested."""
     from mdcli.dicom.codes import checked_code
     from mdcli.errors import ConfigError, DataError
-    from mdcli.inference.card import find_model
+    from mdcli.inference.formats import find_model
     from mdcli.model_folders import EMBEDDED
 
     if (EMBEDDED / card.name).is_dir() and find_model(str(EMBEDDED / card.name), ()).card == card:
@@ -113,11 +114,10 @@ class _Found:
 
 
 def _model(params: Params) -> ModelFolder:
-    from mdcli.inference.card import find_model
-    from mdcli.inference.engines import DEFAULT_ENGINE
+    from mdcli.inference.formats import Opening, find_model
     from mdcli.model_folders import model_folders
 
-    return find_model(params.model, model_folders(), onnx=params.engine == DEFAULT_ENGINE)
+    return find_model(params.model, model_folders(), Opening(engine=params.engine))
 
 
 def _session(model: ModelFolder, params: Params, jobs: int) -> tuple[Session, int]:
@@ -131,7 +131,7 @@ def _session(model: ModelFolder, params: Params, jobs: int) -> tuple[Session, in
         _opened.clear()
         # A GPU works on one window at a time.
         workers = min(jobs, windows_at_once(model.card)) if device == "cpu" else 1
-        session = find_engine(params.engine).open(model.network, device=device, threads=max(jobs // workers, 1))
+        session = find_engine(params.engine).open(model.networks[0], device=device, threads=max(jobs // workers, 1))
         _opened[key] = session, workers
     return _opened[key]
 

@@ -538,7 +538,7 @@ def test_it_runs_again_where_card_network_or_engine_changed_and_only_then(tmp_pa
     assert why_stale(STAGE, ws, Params(model=str(moved))) == []
     (model / "model.yaml").write_text((model / "model.yaml").read_text() + "regulatory: Not for use.\n")
     assert any("model" in reason for reason in why_stale(STAGE, ws, params))
-    monkeypatch.setattr("mdcli.inference.engines._version", lambda name: "0.0.1")
+    monkeypatch.setattr("mdcli.inference.engines.onnx.version_of", lambda name: "0.0.1")
     assert any("version" in reason for reason in why_stale(STAGE, ws, Params(model=str(moved))))
 
 
@@ -556,7 +556,7 @@ assert "onnxruntime" not in sys.modules
 
 
 def test_one_model_is_opened_once_for_many_cases(tmp_path, monkeypatch):
-    from mdcli.inference.engines import OnnxRuntime
+    from mdcli.inference.engines.onnx import OnnxRuntime
 
     opened = []
     real = OnnxRuntime.open

@@ -11,7 +11,9 @@ from onnx import TensorProto, helper
 
 from mdcli.errors import ConfigError, UnavailableError, UsageError
 from mdcli.inference import engines
-from mdcli.inference.engines import OnnxRuntime, check_device, find_engine, nodes_by_provider
+from mdcli.inference.engines import check_device, find_engine
+from mdcli.inference.engines import onnx as engine_onnx
+from mdcli.inference.engines.onnx import OnnxRuntime, nodes_by_provider
 from tests.inference.nets import bands, network, write_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -25,7 +27,7 @@ def test_a_network_runs_into_the_memory_that_it_is_given(tmp_path):
     session = opened(tmp_path)
     batch = np.array([-5.0, 50.0, 500.0], np.float32).reshape(1, 1, 1, 1, 3)
     out = np.full((1, 3, 1, 1, 3), np.nan, np.float32)
-    session.run(batch, "image", "scores", out)
+    session.run({"image": batch}, {"scores": out})
     # Lines of slope 0, 1, 2 through the edges 0 and 100.
     np.testing.assert_allclose(out[0, :, 0, 0], [[0, 0, 0], [-5, 50, 500], [-110, 0, 900]])
 
@@ -48,7 +50,7 @@ def test_it_says_what_it_is_and_what_really_runs(tmp_path):
 def test_an_output_of_another_shape_does_not_fit(tmp_path):
     session = opened(tmp_path)
     with pytest.raises(ConfigError) as error:
-        session.run(np.zeros((1, 1, 2, 2, 2), np.float32), "image", "scores", np.zeros((1, 4, 2, 2, 2), np.float32))
+        session.run({"image": np.zeros((1, 1, 2, 2, 2), np.float32)}, {"scores": np.zeros((1, 4, 2, 2, 2), np.float32)})
     assert error.value.code == "network-does-not-fit" and "(1, 3, 2, 2, 2)" in error.value.message
 
 
@@ -56,7 +58,7 @@ def test_a_network_that_fails_says_so(tmp_path):
     node = helper.make_node("Reshape", ["image", "shape"], ["scores"])
     session = opened(tmp_path, network([node], {"shape": np.array([1, 3, 5, 5, 5], np.int64)}))
     with pytest.raises(ConfigError) as error:
-        session.run(np.zeros((1, 1, 2, 2, 2), np.float32), "image", "scores", np.zeros((1, 3, 5, 5, 5), np.float32))
+        session.run({"image": np.zeros((1, 1, 2, 2, 2), np.float32)}, {"scores": np.zeros((1, 3, 5, 5, 5), np.float32)})
     assert error.value.code == "network-failed" and str(tmp_path) not in error.value.message
 
 
@@ -89,7 +91,7 @@ def test_weights_outside_the_folder_are_not_opened(tmp_path):
 
 
 def test_a_missing_engine_names_the_line_to_type(tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "_version", lambda name: None)
+    monkeypatch.setattr(engine_onnx, "version_of", lambda name: None)
     for device, line in (("cpu", "pip install 'mdcli[cpu]'"), ("cuda:0", "pip install 'mdcli[gpu]'")):
         with pytest.raises(UnavailableError) as error:
             OnnxRuntime().open(tmp_path / "network.onnx", device=device, threads=1)
@@ -105,7 +107,7 @@ def test_an_engine_whose_library_does_not_load_names_the_line_to_type(tmp_path, 
 
 def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu(tmp_path, monkeypatch):
     path = write_model(tmp_path, bands()) / "network.onnx"
-    monkeypatch.setattr(engines, "_version", lambda name: "1.0")
+    monkeypatch.setattr(engine_onnx, "version_of", lambda name: "1.0")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(UnavailableError) as error:
             OnnxRuntime().open(path, device="cuda:0", threads=1)
@@ -138,12 +140,12 @@ def test_on_a_gpu_float32_means_float32(tmp_path, monkeypatch):
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
-    monkeypatch.setattr(engines, "_version", lambda name: "1.0")
+    monkeypatch.setattr(engine_onnx, "version_of", lambda name: "1.0")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", Recorder)
     session = OnnxRuntime().open(write_model(tmp_path, bands()) / "network.onnx", device="cuda:3", threads=1)
     assert asked == {"CUDAExecutionProvider": {"device_id": "3", "use_tf32": "0"}}
-    session.run(np.zeros((1, 1, 2, 2, 2), np.float32), "image", "scores", np.zeros((1, 3, 2, 2, 2), np.float32))
+    session.run({"image": np.zeros((1, 1, 2, 2, 2), np.float32)}, {"scores": np.zeros((1, 3, 2, 2, 2), np.float32)})
     # The first run is profiled: what fell back to the CPU shows.
     assert set(session.facts()["nodes"]) == {"CPUExecutionProvider"}
 
@@ -173,8 +175,8 @@ def test_another_word_is_no_device(device):
 def test_auto_is_the_first_gpu_where_engine_and_gpu_are_there(monkeypatch):
     assert check_device("cuda") == "cuda:0"
     for model, version, expected in (("H200", "1.0", "cuda:0"), (None, "1.0", "cpu"), ("H200", None, "cpu")):
-        monkeypatch.setattr(engines, "_gpu_model", lambda index, model=model: model)
-        monkeypatch.setattr(engines, "_version", lambda name, version=version: version)
+        monkeypatch.setattr(engines, "gpu_model", lambda index, model=model: model)
+        monkeypatch.setattr(engines, "version_of", lambda name, version=version: version)
         assert check_device("auto") == expected
 
 
