@@ -1,8 +1,8 @@
 """Resample a volume as nnU-Net does: cubic splines on axis after axis, and apart across thick slices.
 
-Everything here is (k, j, i). nnU-Net resizes with skimage (order 3, mode edge, no anti-aliasing) and, where one axis is far coarser
-than the others, slice by slice, taking the nearest slice along that axis. A spline of order 3 on a grid is separable, so each axis is
-one narrow band of weights, and a slab of the result needs a slab of the source.
+Everything here is (k, j, i). nnU-Net resizes with skimage (order 3, mode edge, no anti-aliasing) and, where one axis is far
+coarser than the others, slice by slice, taking the nearest slice along that axis. A spline of order 3 on a grid is separable, so
+each axis is one narrow band of weights, and a slab of the result needs a slab of the source.
 
 Source: nnunetv2.preprocessing.resampling.default_resampling (2.8.1); skimage.transform.resize; scipy.ndimage.zoom, grid_mode.
 """
@@ -10,7 +10,7 @@ Source: nnunetv2.preprocessing.resampling.default_resampling (2.8.1); skimage.tr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,7 +47,9 @@ def resized(shape: Sequence[int], spacing: Sequence[float], wanted: Sequence[flo
     return tuple(max(round(old / new * n), 1) for n, old, new in zip(shape, spacing, wanted, strict=True))
 
 
-def separate_axis(spacing: Sequence[float], wanted: Sequence[float], above: float | None = SEPARATE_ABOVE) -> int | None:
+def separate_axis(
+    spacing: Sequence[float], wanted: Sequence[float], above: float | None = SEPARATE_ABOVE
+) -> int | None:
     """Return the axis that is resampled apart, by the nearest slice, or None.
 
     Args:
@@ -112,9 +114,7 @@ class Cubic:
         base = np.floor(at)
         offset = (at - base)[:, None, None] - np.arange(-1, 3)[None, None, :]
         distance = np.abs(offset)
-        basis = np.where(
-            distance < 1, 2 / 3 - distance**2 * (1 - distance / 2), np.maximum(2 - distance, 0) ** 3 / 6
-        )
+        basis = np.where(distance < 1, 2 / 3 - distance**2 * (1 - distance / 2), np.maximum(2 - distance, 0) ** 3 / 6)
         taps = np.arange(-_REACH + 1, _REACH + 1)
         inverse = math.sqrt(3.0) * _POLE ** np.abs(np.arange(-1, 3)[None, :] - taps[:, None]).astype(np.float64)
         weights = (basis * inverse[None]).sum(axis=2)
@@ -277,29 +277,20 @@ class CubicRows:
                 self._planes[index] = resample_plane(self._plane_at(index), self._j, self._i)
 
 
-def ranges_of(planes: Sequence[Floats] | Floats, separate: int | None) -> tuple[Floats, Floats]:
+def ranges_of(planes: Iterable[Floats], separate: int | None) -> tuple[Floats, Floats]:
     """Return the lowest and the highest values that `CubicRows` clips to.
 
     Args:
-        planes: (k, j, i), what is resampled.
+        planes: (j, i), in the order of k: what is resampled.
         separate: the axis that is resampled apart, or None.
 
     Returns:
         Two numbers as arrays without axes, or two arrays along `separate`.
     """
-    low = high = None
-    for plane in planes:
-        if separate in (None, 0):
-            found = plane.min(), plane.max()
-        else:
-            found = plane.min(axis=2 - separate), plane.max(axis=2 - separate)
-        if separate == 0:
-            low = [*(low or []), found[0]]  # type: ignore[misc]
-            high = [*(high or []), found[1]]  # type: ignore[misc]
-        else:
-            low = found[0] if low is None else np.minimum(low, found[0])
-            high = found[1] if high is None else np.maximum(high, found[1])
-    return np.asarray(low, np.float32), np.asarray(high, np.float32)
+    along = None if separate in (None, 0) else 2 - separate
+    found = [(plane.min(axis=along), plane.max(axis=along)) for plane in planes]
+    low, high = (np.asarray(values, np.float32) for values in zip(*found, strict=True))
+    return (low, high) if separate == 0 else (low.min(axis=0), high.max(axis=0))
 
 
 def resample_cubic(
