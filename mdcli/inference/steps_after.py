@@ -47,8 +47,8 @@ class RemoveSmall:
 class FillHoles:
     """Give a label the background that it alone encloses; other labels in there stay what they are.
 
-    A hole is what no path leads out of, to the border of the volume, without crossing the label. Where holes lie in one another, the
-    innermost label that encloses the background gets it.
+    A hole is what no path leads out of, to the border of the volume, without crossing the label. Where holes lie in one another,
+    the innermost label that encloses the background gets it.
 
     Attributes:
         labels: values that it is done for; none: every value but 0.
