@@ -1,7 +1,7 @@
 """Work out the `$` strings of a MONAI Bundle without running Python: a short list of constructs, everything else refused by name.
 
-A bundle is a download, and MONAI hands these strings to `eval`. Here they are only parsed (`ast.parse`); a walk over the syntax tree
-computes plain values, with limits on their size so that a few characters cannot fill the memory or the day.
+A bundle is a download, and MONAI hands these strings to `eval`. Here they are only parsed (`ast.parse`); a walk over the syntax
+tree computes plain values, with limits on their size so that a few characters cannot fill the memory or the day.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class _Walk:
     def _source(self, node: ast.expr) -> str:
         """Return a node as it was written, for messages."""
         text = ast.unparse(node)
-        for place, reference in reversed(self._names.items()):
+        for place, reference in reversed(list(self._names.items())):
             text = text.replace(place, f"@{reference}")
         return text if len(text) <= 60 else text[:57] + "..."
 
@@ -306,7 +306,7 @@ class _Walk:
     def _small_power(self, base: Any, exponent: Any) -> bool:
         if isinstance(base, float) or isinstance(exponent, float):
             return True
-        return abs(exponent) <= MAX_BITS and int(base).bit_length() * abs(exponent) <= 2 * MAX_BITS
+        return bool(abs(exponent) <= MAX_BITS and int(base).bit_length() * abs(exponent) <= 2 * MAX_BITS)
 
     def _computed(self, function: Callable[..., Any], *values: Any) -> Any:
         try:
@@ -360,8 +360,8 @@ class _Walk:
         return self._computed(operator.getitem, held, str(index) if isinstance(held, dict) else index)
 
     def _call(self, node: ast.Call) -> Any:
-        name = dotted(node.func)
-        if not isinstance(node.func, ast.Name) or name not in self._functions:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name not in self._functions:
             self._refuse(f"a call of {self._source(node.func)}")
         if node.keywords or any(isinstance(item, ast.Starred) for item in node.args):
             self._refuse(f"a call of {name!r} with named or starred values")
