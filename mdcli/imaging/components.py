@@ -8,7 +8,7 @@ two-dimensional: of a pixel's neighbours those of its slice are left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ Labels = NDArray[Any]
 _EDGES = ((0, 1, 1), (0, 1, -1), (1, 0, 1), (1, 0, -1), (1, 1, 0), (1, -1, 0))
 # Where an affine went through the float32 of a NIfTI header, a volume is off by this part at most.
 _ROUNDING = 1e-6
+# How many searches for one value take as long as one for all values, measured.
+_SEARCHES = 8
 
 
 def boxes_of(labels: Labels) -> dict[int, Box]:
@@ -79,30 +81,32 @@ def around(boxes: Iterable[Box]) -> Box:
     return _box(starts, ends)
 
 
-def components(mask: NDArray[Any], connectivity: int = 3, *, jobs: int = 0) -> NDArray[np.uint32]:
-    """Number the connected parts of a mask.
+def components(labels: Labels, connectivity: int = 3, *, jobs: int = 0) -> NDArray[np.uint32]:
+    """Number the connected parts of a label map: voxels of one value that touch.
 
     Args:
-        mask: (k, j, i), bool, or 0 and 1.
+        labels: (k, j, i); or a mask, bool.
         connectivity: 1, 2 or 3, see above.
-        jobs: threads; 0 for all cores. It changes no result.
+        jobs: threads; 0 for all cores. They change no result.
 
     Returns:
-        (k, j, i): 0 outside, else the number of the part, from 1 in the (k, j, i) order of their first voxels.
+        (k, j, i): 0 where the labels are, else the number of the part, from 1; not every number need be used.
     """
     import SimpleITK as sitk
 
-    finder: Any = sitk.ConnectedComponentImageFilter()  # type: ignore[no-untyped-call]
+    is_mask = labels.dtype == np.bool_
+    finder: Any = (sitk.ConnectedComponentImageFilter if is_mask else sitk.ScalarConnectedComponentImageFilter)()
     finder.SetFullyConnected(connectivity == 3)
     if jobs:
         finder.SetNumberOfThreads(jobs)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(mask).view(np.uint8))
-    found: NDArray[np.uint32] = sitk.GetArrayFromImage(finder.Execute(image))
-    return _joined_at_edges(found) if connectivity == 2 else found
+    image = sitk.GetImageFromArray(np.ascontiguousarray(labels.view(np.uint8) if is_mask else labels))
+    done = finder.Execute(image) if is_mask else finder.Execute(image, image > 0)
+    found: NDArray[np.uint32] = sitk.GetArrayFromImage(done)
+    return _joined_at_edges(found, labels) if connectivity == 2 else found
 
 
-def _joined_at_edges(found: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Make one of parts that share an edge; a part is numbered by its first voxel, as before."""
+def _joined_at_edges(found: NDArray[np.uint32], labels: Labels) -> NDArray[np.uint32]:
+    """Make one of parts of one value that share an edge."""
     root = list(range(int(found.max()) + 1))
 
     def top(part: int) -> int:
@@ -112,32 +116,82 @@ def _joined_at_edges(found: NDArray[np.uint32]) -> NDArray[np.uint32]:
         return part
 
     for offset in _EDGES:
-        ours = found[tuple(slice(max(-o, 0), n - max(o, 0)) for o, n in zip(offset, found.shape, strict=True))]
-        theirs = found[tuple(slice(max(o, 0), n - max(-o, 0)) for o, n in zip(offset, found.shape, strict=True))]
-        touch = (ours != theirs) & (ours > 0) & (theirs > 0)
-        pairs = ours[touch].astype(np.uint64) << np.uint64(32) | theirs[touch]
+        here = tuple(slice(max(-o, 0), n - max(o, 0)) for o, n in zip(offset, found.shape, strict=True))
+        there = tuple(slice(max(o, 0), n - max(-o, 0)) for o, n in zip(offset, found.shape, strict=True))
+        touch = (labels[here] == labels[there]) & (found[here] != found[there]) & (found[here] > 0)
+        pairs = found[here][touch].astype(np.uint64) << np.uint64(32) | found[there][touch]
         for pair in np.unique(pairs).tolist():
             one, other = top(pair >> 32), top(pair & 0xFFFFFFFF)
             root[max(one, other)] = min(one, other)
-    tops = np.array([top(part) for part in range(len(root))])
-    _, table = np.unique(tops, return_inverse=True)
+    _, table = np.unique([top(part) for part in range(len(root))], return_inverse=True)
     joined: NDArray[np.uint32] = table.astype(np.uint32)[found]
     return joined
 
 
-def _sizes(found: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Return how many voxels each part has, 0 for the outside; plane by plane, since counting takes 8 bytes a voxel."""
-    total = np.zeros(int(found.max()) + 1, np.int64)
-    for plane in found:
-        total += np.bincount(plane.ravel(), minlength=total.size)
-    total[0] = 0
-    return total
+@dataclass(frozen=True)
+class _Parts:
+    """What is known of connected parts, by their number; 0 is what lies outside of them.
+
+    Attributes:
+        voxels: how many each has.
+        values: of the label map.
+        first: index of the first voxel, in (k, j, i) order.
+    """
+
+    voxels: NDArray[np.int64]
+    values: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+
+def _measure(found: NDArray[np.uint32], labels: Labels) -> _Parts:
+    """Return what is known of the parts; plane by plane from the last, since the last one written stays."""
+    count = int(found.max()) + 1
+    parts = _Parts(*(np.zeros(count, np.int64) for _ in range(3)))
+    for k in reversed(range(len(found))):
+        flat = np.flatnonzero(found[k])[::-1]
+        numbers = found[k].ravel()[flat]
+        parts.voxels[:] += np.bincount(numbers, minlength=count)
+        parts.values[numbers] = labels[k].ravel()[flat]
+        parts.first[numbers] = k * found[k].size + flat
+    return parts
 
 
 def _chosen(labels: Labels, values: Sequence[int]) -> dict[int, Box]:
     """Return the boxes of those of the values that have voxels, in the order given; of every value where none is given."""
     boxes = boxes_of(labels)
     return {value: boxes[value] for value in dict.fromkeys(values or boxes) if value in boxes}
+
+
+def _voxels(box: Box) -> int:
+    return math.prod(side.stop - side.start for side in box)
+
+
+def _prune(
+    labels: Labels,
+    boxes: Mapping[int, Box],
+    stays: Callable[[_Parts], NDArray[np.bool_]],
+    connectivity: int,
+    jobs: int,
+    *,
+    together: bool = False,
+) -> None:
+    """Set the parts to 0 that do not stay; together: as if all values were one."""
+    if not boxes:
+        return
+    whole = around(boxes.values())
+    # Specks make boxes as large as the volume: from here on one search for all values costs less than one for each.
+    if together or sum(map(_voxels, boxes.values())) > _SEARCHES * _voxels(whole):
+        groups = [(list(boxes), whole)]
+    else:
+        groups = [([value], box) for value, box in boxes.items()]
+    for values, box in groups:
+        part = labels[box]
+        mask = part == values[0] if len(values) == 1 else np.isin(part, values)
+        found = components(mask if together or len(values) == 1 else part * mask, connectivity, jobs=jobs)
+        keep = stays(_measure(found, part))
+        keep[0] = True
+        if not keep.all():
+            part[~keep[found]] = 0
 
 
 def keep_largest(
@@ -152,15 +206,17 @@ def keep_largest(
         connectivity: 1, 2 or 3.
         jobs: threads; 0 for all cores.
     """
-    boxes = _chosen(labels, values)
-    groups = ([list(boxes)] if boxes else []) if together else [[value] for value in boxes]
-    for group in groups:
-        part = labels[around(boxes[value] for value in group)]
-        mask = part == group[0] if len(group) == 1 else np.isin(part, group)
-        found = components(mask, connectivity, jobs=jobs)
-        sizes = _sizes(found)
-        if sizes.size > 2:
-            part[mask & (found != sizes.argmax())] = 0
+
+    def stays(parts: _Parts) -> NDArray[np.bool_]:
+        owners = np.minimum(parts.values, 1) if together else parts.values
+        # The outside is its own owner, 0.
+        order = np.lexsort((parts.first, -parts.voxels, owners))
+        leads = np.append(True, np.diff(owners[order]) > 0)
+        keep = np.zeros(order.size, np.bool_)
+        keep[order[leads]] = True
+        return keep
+
+    _prune(labels, _chosen(labels, values), stays, connectivity, jobs, together=together)
 
 
 def remove_small(
@@ -183,18 +239,12 @@ def remove_small(
         jobs: threads; 0 for all cores.
     """
     least = math.ceil(mm3 / voxel_mm3 * (1 - _ROUNDING))
-    for value, box in _chosen(labels, values).items():
-        part = labels[box]
-        found = components(part == value, connectivity, jobs=jobs)
-        small = _sizes(found) < least
-        small[0] = False
-        if small.any():
-            part[small[found]] = 0
+    _prune(labels, _chosen(labels, values), lambda parts: parts.voxels >= least, connectivity, jobs)
 
 
 @dataclass(frozen=True)
 class _Hole:
-    """One hole: its voxels are those of `mask` within `box`."""
+    """One hole: the background in it is `mask` within `box`; with other labels it has so many voxels."""
 
     value: int
     box: Box
@@ -227,7 +277,7 @@ def fill_holes(
             outside = labels[at] != value
             found = components(outside, connectivity, jobs=jobs)
             _open_at_border(found, range(1 if flat else 0, 3))
-            holes += _holes_of(value, at, found)
+            holes += _holes_of(value, at, found, labels[at] == 0)
     # The smallest last: it is the one that counts. Of one label's holes none touch.
     for hole in sorted(holes, key=lambda hole: -hole.voxels):
         labels[hole.box][hole.mask] = hole.value
@@ -243,11 +293,11 @@ def _open_at_border(found: NDArray[np.uint32], axes: Iterable[int]) -> None:
         found[open_ones[found]] = 0
 
 
-def _holes_of(value: int, at: Box, found: NDArray[np.uint32]) -> Iterable[_Hole]:
+def _holes_of(value: int, at: Box, found: NDArray[np.uint32], background: NDArray[np.bool_]) -> Iterable[_Hole]:
     for number, box in boxes_of(found).items():
         mask = found[box] == number
         k, j, i = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(at, box, strict=True))
-        yield _Hole(value, (k, j, i), mask, int(np.count_nonzero(mask)))
+        yield _Hole(value, (k, j, i), mask & background[box], int(np.count_nonzero(mask)))
 
 
 def map_labels(labels: Labels, mapping: Mapping[int, int]) -> Labels:
