@@ -73,6 +73,9 @@ def parse_address(url: str) -> Address:
     Raises:
         ConfigError: `credentials-in-address` where the address carries a user name or a password; `bad-address` for all else.
     """
+    if not url.isprintable():
+        # urlsplit drops tabs and line ends without a word.
+        raise _bad("has signs that are in no address")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -201,6 +201,9 @@ class Http:
                 answer = connection.getresponse()
                 if answer.status != HTTPStatus.OK:
                     self._refuse(answer)
+                if answer.length is None and not answer.chunked:
+                    # Also what is left of an answer that ended in its headers.
+                    raise Lost("it does not say how long its answer is")
                 found = read(answer)
                 keep = answer.isclosed() and not answer.will_close and not broken
         except TimeoutError:
