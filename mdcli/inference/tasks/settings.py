@@ -81,7 +81,7 @@ class Instances:
         offsets: with `centres`: the tensor with a channel an axis: voxels from a voxel to its centre.
         offset_axes: with `centres`: the axis of each channel of `offsets`.
         threshold: with `centres`: lowest value of a centre; it must be above it.
-        kernel: with `centres`: a centre is the highest within this many voxels along each axis; odd.
+        kernel: with `centres`: a centre is the highest within this many voxels along each axis; odd, 3 at least.
         most: how many objects there may be; more are refused.
     """
 
@@ -194,6 +194,6 @@ def instances_problem(said: Instances, axes: tuple[str, ...]) -> str | None:
         return "heatmap: that tensor and offsets are wanted with centres"
     if sorted(said.offset_axes) != letters:
         return f"offset_axes: [{', '.join(said.offset_axes)}] where one each of {', '.join(letters)} is wanted"
-    if said.kernel < 1 or said.kernel % 2 == 0:
-        return f"kernel: {said.kernel} is not odd"
+    if said.kernel < 3 or said.kernel % 2 == 0:
+        return f"kernel: {said.kernel} is not odd and above 1"
     return None
