@@ -1,15 +1,17 @@
-"""Where `--model NAME` is looked up: the folders of MD_MODELS, then the embedded models."""
+"""Where `--model NAME` is looked up, and where what is made of models is kept: in the user's cache folder, private."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from mdcli.user_cache import cache_folder
+
 EMBEDDED = Path(__file__).parent / "models"
 
 
 def model_folders() -> tuple[Path, ...]:
-    """Return the folders that hold models, the first one that has a name wins."""
+    """Return the folders that hold models, the first one that has a name wins: those of MD_MODELS, then the embedded ones."""
     given = [Path(part) for part in os.environ.get("MD_MODELS", "").split(os.pathsep) if part]
     return (*given, EMBEDDED)
 
@@ -17,3 +19,23 @@ def model_folders() -> tuple[Path, ...]:
 def model_names() -> list[str]:
     """Return the names that `--model` knows."""
     return sorted({card.parent.name for folder in model_folders() for card in folder.glob("*/model.yaml")})
+
+
+def converted_folder() -> Path | None:
+    """Return where networks lie that were converted to ONNX, and bundles that were unpacked; None where there is no such place."""
+    return cache_folder("models")
+
+
+def engine_folder() -> Path | None:
+    """Return where engines keep what they have built for this machine."""
+    return cache_folder("engines")
+
+
+def checks_folder() -> Path | None:
+    """Return where `md model check` notes what has passed on this machine."""
+    return cache_folder("checks")
+
+
+def slots_folder() -> Path | None:
+    """Return where processes on one GPU wait for each other."""
+    return cache_folder("slots")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the user's own settings and cache out of the tests."""
     os.environ["NO_COLOR"] = "1"
-    for name in [name for name in os.environ if name.startswith("MD_")]:
+    # Where torch is: the one thing of the machine that tests may be told.
+    for name in [name for name in os.environ if name.startswith("MD_") and name != "MD_TORCH_PYTHON"]:
         del os.environ[name]
     os.environ["MD_INDEX"] = "off"
+    config.addinivalue_line("markers", "torch: needs torch, here or in the interpreter that MD_TORCH_PYTHON names")
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,12 @@ def judge() -> Callable[[str], str]:
         return found
 
     return find
+
+
+@pytest.fixture(scope="session")
+def torch_python() -> str:
+    """Return an interpreter that has torch, MONAI and nnU-Net's architectures, or skip."""
+    python = os.environ.get("MD_TORCH_PYTHON") or (sys.executable if find_spec("torch") else None)
+    if python is None:
+        pytest.skip("torch is not installed, and MD_TORCH_PYTHON names no interpreter that has it")
+    return python

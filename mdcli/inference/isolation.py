@@ -17,6 +17,7 @@ from mdcli.errors import ConfigError, MdError, OutOfTimeError, UnavailableError
 CHILD_FILE = Path(__file__).with_name("torch_child.py")
 INSTALL_TORCH = "pip install 'mdcli[torch]'"
 
+_python = sys.executable
 _MAX_ANSWER_BYTES = 4 << 20
 _MEMORY_PART = 0.75
 _NOT_ISOLATED = "this system does not let a process without network start: {name} was converted with the network there"
@@ -29,6 +30,12 @@ class Answer:
     facts: dict[str, Any]
     notes: tuple[tuple[str, str], ...]
     outputs: int
+
+
+def use_python(python: str | None) -> None:
+    """Say, for this process, which interpreter has torch; None: this one. The caller knows where it was named."""
+    global _python
+    _python = python or sys.executable
 
 
 def run_child(
@@ -47,7 +54,7 @@ def run_child(
         folder: a private folder that holds the child's files; it reads and writes there.
         request: plain JSON values; see `torch_child`.
         name: the file's name, for messages.
-        python: an interpreter that has torch; None: this one.
+        python: an interpreter that has torch; None: that of `use_python`.
         timeout_s: when it is killed.
         script: the child; one of a plugin calls `isolate` of `CHILD_FILE`, by its path, before anything else.
         install: how what the child needs is installed.
@@ -58,7 +65,7 @@ def run_child(
         OutOfTimeError: `conversion-timeout`.
     """
     (folder / "request.json").write_text(json.dumps({**request, "memory": _memory()}), encoding="utf-8")
-    command = [python or sys.executable, "-I", "-B", "-X", "utf8", str(script), str(folder / "request.json")]
+    command = [python or _python, "-I", "-B", "-X", "utf8", str(script), str(folder / "request.json")]
     variables = {"PATH": os.defpath, "HOME": str(folder), "TMPDIR": str(folder)}
     with (folder / "log.txt").open("wb") as log:
         try:

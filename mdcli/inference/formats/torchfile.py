@@ -129,7 +129,7 @@ def to_onnx(
         state_key: where in a checkpoint the weights are. None: the whole of it, or the first of the usual keys that it has
             (`network_weights`, `state_dict`, `model_state_dict`, `model`).
         select_output: which of several outputs to keep. None: all.
-        python: an interpreter that has torch; None: this one.
+        python: an interpreter that has torch; None: that of `mdcli.inference.isolation.use_python`.
 
     Raises:
         ConfigError: `program-not-trusted`, naming the file's SHA-256; `refused-pickle` where a pickle names more than weights
