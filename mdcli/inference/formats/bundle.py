@@ -300,7 +300,7 @@ def _inputs(
                 intensity_before=before,
                 channels=3 if colour else 1,
                 interpolation=done.interpolation,
-                crop=done.crop,
+                crop=done.card_crop,
                 resize=None if done.resize is None else tuple(done.resize[n] for n in seen),
                 resize_mode=done.resize_mode if done.resize is not None else "linear",
             )
@@ -355,7 +355,7 @@ def _output(
     if task == "classification":
         if finish.keep or finish.folded or finish.back:
             _unsupported("a classification with steps for maps after it")
-        return Output(activation=finish.activation, threshold=finish.threshold)
+        return Output(axes=("C",), activation=finish.activation, threshold=finish.threshold)
     if finish.decided is None:
         _unsupported("what comes after the network neither takes the highest class nor a threshold")
     if not done.resampled and done.crop is None:

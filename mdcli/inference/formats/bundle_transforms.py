@@ -10,7 +10,7 @@ import ast
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, cast
 
 from mdcli.errors import ConfigError
@@ -175,7 +175,8 @@ class Preparation:
         spacing: mm, in the order of `axes`; None: as it was acquired.
         before: steps before resampling: one for all channels, or one for each.
         steps: those after it.
-        crop: what is left out; `above` is meant of the values before `steps`.
+        crop: what is left out; `above` is meant of the values at its place.
+        crop_place: how many steps stand before `crop`, and its key.
         resize: voxels in the order of `axes`.
         resize_mode: how `resize` finds values.
         interpolation: how `spacing` does.
@@ -191,6 +192,7 @@ class Preparation:
     before: list[Step | tuple[Step, ...]] = field(default_factory=list)
     steps: list[Step | tuple[Step, ...]] = field(default_factory=list)
     crop: Crop | None = None
+    crop_place: tuple[int, str] = (0, "")
     resize: tuple[int, ...] | None = None
     resize_mode: Literal["linear", "area", "nearest"] = "area"
     interpolation: Literal["linear", "nearest"] = "linear"
@@ -206,12 +208,29 @@ class Preparation:
         (self.steps if self.resampled or self.crop else self.before).append(step)
 
     def steps_of(self, channel: int) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-        """Return the steps of one channel before and after resampling; all of them after, where nothing is resampled."""
+        """Return the steps of one channel before and after resampling."""
         before, after = (
-            tuple(step[channel] if isinstance(step, tuple) else step for step in steps)
+            [step[channel] if isinstance(step, tuple) else step for step in steps]
             for steps in (self.before, self.steps)
         )
-        return (before, after) if self.resampled else ((), before + after)
+        # A straight line and interpolation may change places: the weights of an interpolation add up to 1.
+        while before and (not self.resampled or _is_line(before[-1])):
+            after.insert(0, before.pop())
+        return tuple(before), tuple(after)
+
+    @property
+    def card_crop(self) -> Crop | None:
+        """Return the crop as a card means it: by the values on the network's grid, before the steps that stand after resampling."""
+        if self.crop is None or self.crop.above is None:
+            return self.crop
+        count, key = self.crop_place
+        before, after = self.steps_of(0)
+        passed = after[: count - len(before)]
+        return replace(self.crop, above=_before_steps(self.crop.above, passed, key))
+
+
+def _is_line(step: Step) -> bool:
+    return isinstance(step, Scale) or not (isinstance(step, (Clip, Percentiles)) or of_volume(step))
 
 
 def read_preparation(transforms: Sequence[Component], channels: int, *, old_crop: bool = False) -> Preparation:
@@ -439,7 +458,8 @@ def _crop(component: Component, done: Preparation) -> None:
     above = 0.0 if select is None else _bound_of(select)
     if above is None:
         said.refuse(f"select_fn is {_shown(select)}, and only a comparison such as lambda x: x > 0 is reproduced")
-    done.crop = Crop(_before_steps(above, done, said), margin)
+    done.crop = Crop(above, margin)
+    done.crop_place = (len(done.before) + len(done.steps), component.key)
 
 
 def _bound_of(select: Any) -> float | None:
@@ -452,21 +472,20 @@ def _bound_of(select: Any) -> float | None:
     return _constant(body.comparators[0], select)
 
 
-def _before_steps(above: float, done: Preparation, said: Arguments) -> float:
-    """Return a bound on values after the steps so far as one on values before them, all of which must keep the order."""
-    steps = done.steps if done.resampled else done.before
+def _before_steps(above: float, steps: Sequence[Step], key: str) -> float:
+    """Return a bound on values after some steps as one on values before them; all of the steps must keep the order."""
     for step in reversed(steps):
         match step:
             case Clip():
                 if not step.low <= above < step.high:
-                    said.refuse(f"no value is above {above:g} after clipping to {step.low:g} and {step.high:g}")
+                    refuse(key, "CropForeground", f"no value is above {above:g} after clipping to {step.high:g}")
             case Scale() if (step.target[1] - step.target[0]) / (step.source[1] - step.source[0]) > 0:
                 part = (above - step.target[0]) / (step.target[1] - step.target[0])
                 above = step.source[0] + part * (step.source[1] - step.source[0])
             case Normalize() if step.mean is not None and step.std is not None:
                 above = above * step.std + step.mean
             case _:
-                said.refuse("stands after a step that takes its numbers from the whole image")
+                refuse(key, "CropForeground", "stands after a step that takes its numbers from the whole image")
     return above
 
 
