@@ -6,11 +6,15 @@ Everything is made from seeds with NumPy alone, so that nnU-Net's own predictor,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tests.made_series import AXIAL
+
+DATA = Path(__file__).parent / "inference" / "data" / "nnunet"
+"""The models, their folds as ONNX, and what nnU-Net makes of the volumes."""
 
 _DATA = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
 
@@ -69,14 +73,15 @@ class Case:
 LABELS = {"background": 0, "left part": 1, "right part": 2, "ignore": 3}
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 CASES = (
-    # Thick slices (separate z), two folds, every mirroring; trained on RAS, so that the patient lies the other way twice.
+    # Thick slices (separate z) that the network sees twice as fine, so that on the way back every slice lies half-way between two;
+    # two folds, every mirroring; trained on RAI, so that the patient lies the other way along all three axes.
     Case(
         "thick-ct",
         "3d_fullres",
-        "RAS",
+        "RAI",
         (18, 60, 52),
         (5.0, 0.8, 0.8),
-        (3.0, 1.1, 0.9),
+        (2.5, 1.1, 0.9),
         (16, 24, 20),
         (0, 1, 2),
         "CTNormalization",
@@ -231,3 +236,51 @@ def postprocessing(case: Case) -> dict[str, Any] | None:
         "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"],
         "postprocessing_kwargs": [{"labels_or_regions": case.keep}],
     }
+
+
+RESAMPLED = {
+    "isotropic": ((9, 14, 12), (2.0, 1.0, 1.1), (1.3, 1.4, 0.8)),
+    "thick slices": ((7, 14, 12), (5.0, 0.8, 0.8), (3.0, 1.0, 1.1)),
+    "thick rows": ((12, 6, 13), (0.8, 5.0, 0.9), (1.0, 2.0, 1.2)),
+    "thick columns": ((11, 13, 6), (0.8, 0.9, 5.0), (1.0, 0.7, 2.0)),
+    "thick only after": ((13, 10, 11), (1.0, 1.0, 1.0), (4.0, 0.9, 1.2)),
+    "two thick axes": ((12, 8, 7), (0.4, 1.5, 1.5), (0.5, 1.0, 2.0)),
+    "one axis": ((6, 11, 12), (2.0, 1.0, 1.0), (2.0, 1.5, 1.0)),
+    "one slice": ((1, 11, 3), (2.0, 1.0, 1.0), (2.0, 0.6, 0.3)),
+}
+"""Shape (k, j, i), spacing and wanted spacing of volumes that are resampled alone."""
+
+PREPARED = {
+    "ct": (("CTNormalization",), (False,), (2.5, 0.8, 0.8), (1.5, 1.2, 1.1)),
+    "two channels": (("ZScoreNormalization",) * 2, (False, True), (5.0, 0.8, 0.8), (3.0, 1.0, 0.9)),
+    "unlike channels": (
+        ("RescaleTo01Normalization", "ZScoreNormalization"),
+        (False, True),
+        (1.0, 1.0, 1.0),
+        (1.0, 0.7, 0.9),
+    ),
+    "slices": (("NoNormalization", "CTNormalization"), (False, False), (5.0, 0.8, 0.7), (1.0, 1.0)),
+}
+"""Normalization schemes, use_mask_for_norm, spacing and wanted spacing of volumes that are prepared."""
+
+FOREGROUND = {"mean": 50.0, "std": 120.0, "percentile_00_5": -300.0, "percentile_99_5": 400.0}
+
+
+def noise(shape: tuple[int, ...]) -> np.ndarray:
+    """Return seeded values, float32."""
+    return np.random.default_rng(list(shape)).normal(size=shape).astype(np.float32)
+
+
+def with_zeros(channels: int) -> np.ndarray:
+    """Return channels (C, k, j, i), float32, that are 0 around a box, in a hole and in a bay of it."""
+    found = 100 + 200 * noise((channels, 14, 17, 15))
+    inside = np.zeros(found.shape[1:], bool)
+    inside[2:12, 1:15, 3:14] = True
+    inside[4:8, 5:9, 6:9] = False
+    inside[6:8, 12:15, 3:6] = False
+    return np.where(inside, found, np.float32(0))
+
+
+WINDOWS = ((8, 8, 8), (7, 9, 12), (16, 24))
+SIZES = (24, 25, 31, 40, 59)
+"""Windows, and sizes of axes that they are laid along."""

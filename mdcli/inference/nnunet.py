@@ -176,6 +176,13 @@ class NnUNetRows:
         """Return rows `start` to `stop` of the network's grid: (C, k, j, i), float32. Rows in rising order cost least."""
         return np.stack([channel.rows(start, stop) for channel in self._channels])
 
+    def whole(self) -> Floats:
+        """Return all rows of the network's grid: (C, k, j, i), float32."""
+        out = np.empty((len(self._channels), *self.shape), np.float32)
+        for channel, into in zip(self._channels, out, strict=True):
+            channel.whole(into)
+        return out
+
     def _plane(self, array: NDArray[Any], steps: Sequence[Step], index: int) -> Floats:
         """Return a plane of the box, normalised by steps whose numbers are all known."""
         k, j, i = self.box

@@ -27,8 +27,7 @@ SEPARATE_ABOVE = 3.0
 _POLE = math.sqrt(3.0) - 2.0
 _REACH = 14
 # New samples that one matrix product gives: wide enough for BLAS, narrow enough that the band is most of the matrix.
-_BLOCK = 32
-_SLAB = 16
+_BLOCK = _SLAB = 32
 
 
 def resized(shape: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]) -> tuple[int, ...]:
@@ -246,13 +245,13 @@ class CubicRows:
         """Return the voxels of the result, (k, j, i)."""
         return self._k.new, self._j.new, self._i.new
 
-    def rows(self, start: int, stop: int) -> Floats:
-        """Return rows `start` to `stop` of the result: (k, j, i), float32. Rows in rising order cost least."""
+    def rows(self, start: int, stop: int, out: Floats | None = None) -> Floats:
+        """Return rows `start` to `stop` of the result: (k, j, i), float32, in `out` if given. Rows in rising order cost least."""
         k = self._k
-        out = np.empty((stop - start, *self.shape[1:]), np.float32)
+        out = np.empty((stop - start, *self.shape[1:]), np.float32) if out is None else out
         if isinstance(k, Nearest):
             wanted = k.index[start:stop]
-            self._hold(int(wanted[0]), int(wanted[-1]) + 1)
+            self._hold(wanted.tolist())
             for row, index in enumerate(wanted.tolist()):
                 out[row] = self._planes[index]
                 if self._clips:
@@ -263,16 +262,24 @@ class CubicRows:
         for a in range(start, stop, _BLOCK):
             b = min(a + _BLOCK, stop)
             low, high = k.needs(a, b)
-            self._hold(low, high)
+            self._hold(range(low, high))
             stack = np.stack([self._planes[index] for index in range(low, high)]).reshape(high - low, -1)
             np.matmul(k.weights(a, b), stack, out=flat[a - start : b - start])
         np.clip(out, self._low, self._high, out=out)
         return out
 
-    def _hold(self, low: int, high: int) -> None:
-        """Have the planes `low` to `high` of the source at hand, resampled in their plane, and no earlier ones."""
-        self._planes = {index: plane for index, plane in self._planes.items() if low <= index < high}
-        for index in range(low, high):
+    def whole(self, out: Floats | None = None) -> Floats:
+        """Return all rows: (k, j, i), float32, in `out` (contiguous) if given."""
+        out = np.empty(self.shape, np.float32) if out is None else out
+        for start in range(0, len(out), _SLAB):
+            stop = min(start + _SLAB, len(out))
+            self.rows(start, stop, out[start:stop])
+        return out
+
+    def _hold(self, wanted: Sequence[int]) -> None:
+        """Have planes of the source at hand, resampled in their plane, and no others."""
+        self._planes = {index: self._planes[index] for index in self._planes.keys() & set(wanted)}
+        for index in wanted:
             if index not in self._planes:
                 self._planes[index] = resample_plane(self._plane_at(index), self._j, self._i)
 
@@ -308,9 +315,4 @@ def resample_cubic(
         (k, j, i), float32, within the range of the source.
     """
     axes = cubic_axes(array.shape, wanted, separate, flips)
-    rows = CubicRows(lambda index: array[index], axes, ranges_of(array, separate), separate)
-    out = np.empty(rows.shape, np.float32)
-    for start in range(0, len(out), _SLAB):
-        stop = min(start + _SLAB, len(out))
-        out[start:stop] = rows.rows(start, stop)
-    return out
+    return CubicRows(lambda index: array[index], axes, ranges_of(array, separate), separate).whole()
