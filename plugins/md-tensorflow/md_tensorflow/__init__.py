@@ -1,0 +1,1 @@
+"""A plugin for md: networks of TensorFlow and Keras, converted once to ONNX."""
