@@ -39,3 +39,8 @@ def checks_folder() -> Path | None:
 def slots_folder() -> Path | None:
     """Return where processes on one GPU wait for each other."""
     return cache_folder("slots")
+
+
+def torch_python() -> str | None:
+    """Return the interpreter of MD_TORCH_PYTHON, which has torch where this one has not."""
+    return os.environ.get("MD_TORCH_PYTHON") or None
