@@ -114,11 +114,14 @@ def params_that_matter(stage: Stage, params: Any) -> dict[str, Any]:
     }
 
 
-def _inputs(stage: Stage, ws: Workspace, rehash: bool) -> tuple[dict[str, dict[str, Any]], int, list[str]]:
+def _inputs(stage: Stage, ws: Workspace, params: Any, rehash: bool) -> tuple[dict[str, dict[str, Any]], int, list[str]]:
+    if stage.reads_as:
+        ws.use = {**stage.reads_as(ws, params), **ws.use}
+    also = stage.also_reads(ws, params) if stage.also_reads else ()
     inputs: dict[str, dict[str, Any]] = {}
     newest, edited = 0, set()
     ws.reading = (*stage.reads, *stage.optional_reads)
-    for kind in (*stage.reads, *stage.optional_reads):
+    for kind in dict.fromkeys((*stage.reads, *also, *stage.optional_reads)):
         role = ws.role_to_read(kind)
         load_record(ws.path, role)
         if kind in stage.optional_reads and not ws.has(kind):
@@ -161,7 +164,7 @@ def _refuse_own_input(stage: Stage, ws: Workspace) -> None:
 
 
 def _plan(stage: Stage, ws: Workspace, params: Any, controls: Controls) -> _Plan:
-    inputs, newest, edited = _inputs(stage, ws, controls.rehash)
+    inputs, newest, edited = _inputs(stage, ws, params, controls.rehash)
     matter = params_that_matter(stage, params)
     identity = dict(stage.identity(ws, params)) if stage.identity else {}
     sources = stage.sources(ws, params) if stage.sources else None
@@ -238,7 +241,7 @@ def _names(stage: Stage, ws: Workspace, params: Any) -> Mapping[str, bool]:
         UsageError: `bad-as` where `--as` gives another.
     """
     names = stage.names(ws, params) if stage.names else {}
-    if names and ws.as_name:
+    if ws.as_name and not all(name.startswith(f"{ws.as_name}_") for name in names):
         said = ", ".join(names)
         raise UsageError("bad-as", f"--as {ws.as_name}: {stage.name} names what it writes by itself ({said})")
     return names

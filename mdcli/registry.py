@@ -25,6 +25,7 @@ STAGES = {
     "load-volume": "mdcli.stages.load_volume",
     "import-volume": "mdcli.stages.import_volume",
     "resample-volume": "mdcli.stages.resample_volume",
+    "crop": "mdcli.stages.crop",
     "infer": "mdcli.stages.infer",
     "write-seg": "mdcli.stages.write_seg",
     "read-seg": "mdcli.stages.read_seg",

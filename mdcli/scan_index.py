@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import time
 from pathlib import Path
+
+from mdcli.user_cache import cache_folder
 
 KEPT_DAYS = 30
 """An index that was not written for so long is removed when another one is begun."""
@@ -23,7 +24,7 @@ def index_file(source: Path) -> Path | None:
     if os.environ.get("MD_INDEX", "").lower() == "off":
         return None
     try:
-        folder = _cache_folder()
+        folder = cache_folder("scans")
         if folder is None:
             return None
         digest = hashlib.sha256(os.fsencode(os.path.realpath(source))).hexdigest()
@@ -34,21 +35,6 @@ def index_file(source: Path) -> Path | None:
     except (OSError, RuntimeError, ValueError):
         # Path.home raises RuntimeError where there is no home, realpath ValueError for a name with a zero byte.
         return None
-
-
-def _cache_folder() -> Path | None:
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG base directory specification: a relative path is invalid and to be ignored.
-    if not given.is_absolute() and not Path.home().is_dir():
-        return None
-    folder = (given if given.is_absolute() else Path.home() / ".cache") / "mdcli" / "scans"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):
-        return None
-    if stat.S_IMODE(status.st_mode) != 0o700:
-        folder.chmod(0o700)
-    return folder
 
 
 def _remove_old(folder: Path) -> None:

@@ -97,6 +97,8 @@ class Stage:
         sources: the files outside the workspace that it reads.
         report: gives, by `ws.report`, what `run` reports where the artifacts are up to date and it need not run.
         names: the names that it writes its kinds under, and whether each must be written; none: as `--as` says.
+        also_reads: what else it reads, by its parameters: roles such as `volume-t2`.
+        reads_as: the name that it reads a kind by, by its parameters, where `--use` says none: `{"volume": "t1"}`.
         splits: it may write into child workspaces (`ws.child`), and then may read and write the same kind.
         preload: loads libraries and the model, before the first line of `-` arrives. It may fail: the run then says why.
     """
@@ -114,6 +116,8 @@ class Stage:
     preload: Callable[[Any], None] | None = None
     report: Callable[[Workspace, Any], None] | None = None
     names: Callable[[Workspace, Any], Mapping[str, bool]] | None = None
+    also_reads: Callable[[Workspace, Any], tuple[str, ...]] | None = None
+    reads_as: Callable[[Workspace, Any], Mapping[str, str]] | None = None
     splits: bool = False
 
     def __post_init__(self) -> None:

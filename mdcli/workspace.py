@@ -54,9 +54,18 @@ SUFFIXES = {
     "sr": ".dcm",
 }
 # What is read beside another artifact belongs to it: the kinds that lead, the nearest first.
-LEADERS = {"segments": ("labels",), "geometry": ("labels", "volume"), "series": ("labels", "volume", "geometry")}
+LEADERS = {
+    "segments": ("labels", "masks", "instances"),
+    "geometry": ("labels", "masks", "instances", "volume"),
+    "series": ("labels", "masks", "instances", "volume", "geometry"),
+}
 # What a stage writes together.
-SIBLINGS = {("geometry", "volume"), ("segments", "labels")}
+SIBLINGS = {
+    ("geometry", "volume"),
+    ("segments", "labels"),
+    ("segments", "masks"),
+    ("segments", "instances"),
+}
 SOURCE_FILE = "source.json"
 _NAME = re.compile(r"[a-z0-9_]+")
 
@@ -181,7 +190,7 @@ class Workspace:
         Two series of one grid in one workspace look alike: only the records tell whose geometry and sources belong to a label map.
         """
         if kind in self.use:
-            return role_of(kind, self.use[kind])
+            return role_of(kind.partition("-")[0], self.use[kind])
         for leader in LEADERS.get(kind, ()):
             if leader in self.reading:
                 return self._companion(kind, self.role_to_read(leader), set()) or kind
@@ -258,7 +267,7 @@ class Workspace:
             document = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise DataError("bad-artifact", f"{path.name} is not JSON: {error}") from error
-        expected = f"md.{kind}/1"
+        expected = f"md.{kind.partition('-')[0]}/1"
         found = document.get("schema") if isinstance(document, dict) else None
         if found != expected:
             raise DataError("bad-artifact", f"{path.name} has schema {found!r}, not {expected!r}")
@@ -272,8 +281,9 @@ class Workspace:
         """
         from importlib.resources import files
 
-        schema = files("mdcli") / "schemas" / f"{kind}.json"
-        if SUFFIXES.get(kind, ".json") != ".json" or not schema.is_file():
+        form = kind.partition("-")[0]
+        schema = files("mdcli") / "schemas" / f"{form}.json"
+        if SUFFIXES.get(form, ".json") != ".json" or not schema.is_file():
             return
         import jsonschema
 
@@ -284,7 +294,7 @@ class Workspace:
         if error is not None:
             name = artifact_name(self.role_to_read(kind))
             place = "/".join(str(part) for part in error.absolute_path) or "the top"
-            raise DataError("bad-artifact", f"{name} is not a md.{kind}/1: at {place}: {error.message[:200]}")
+            raise DataError("bad-artifact", f"{name} is not a md.{form}/1: at {place}: {error.message[:200]}")
 
     def record(self, role: str) -> Record | None:
         """Return the record of a role, or None."""
@@ -482,6 +492,10 @@ class Workspace:
         """Note where the paths of `series.json` start. Neither hashed nor recorded."""
         path = self.path / f"{self.role_to_write(kind)}.root"
         self.run.roots[path] = str(root.absolute())
+
+    def add_span(self, name: str, seconds: float) -> None:
+        """Add to a named span what was timed elsewhere, such as the time in which any of several threads was at work."""
+        self.run.spans[name] = self.run.spans.get(name, 0.0) + seconds
 
     def span(self, name: str) -> _Span:
         """Time a named part of the stage, for the record and the profile. Spans of one name add up."""

@@ -123,7 +123,8 @@ def _use(pairs: list[str] | None, stage: Stage) -> dict[str, str]:
         kind, sep, name = pair.partition("=")
         if not sep:
             raise UsageError("bad-use", f"--use {pair} is not KIND=NAME", hint="for example --use volume=t2")
-        if kind not in (*stage.reads, *stage.optional_reads):
+        known = kind if stage.also_reads is None else kind.partition("-")[0]
+        if known not in (*stage.reads, *stage.optional_reads):
             reads = ", ".join((*stage.reads, *stage.optional_reads)) or "nothing"
             raise UsageError("bad-use", f"{stage.name} reads no {kind}", hint=f"it reads {reads}")
         found[kind] = name

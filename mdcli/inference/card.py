@@ -28,6 +28,7 @@ from mdcli.inference.tasks.settings import Detection, Instances, detection_probl
 SCHEMA = "md.model/1"
 CARD_FILE = "model.yaml"
 AS_ACQUIRED = "as-acquired"
+FULL: Literal["full"] = "full"
 Task = Literal["segmentation", "classification", "detection", "instances", "regression"]
 MAP_TASKS = ("segmentation", "instances")
 """Tasks whose output has a score for every voxel."""
@@ -131,7 +132,10 @@ class ScaleVolume:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """The values of two percentiles of the volume, 0 to 100, become those of `target`. Source: MONAI's ScaleIntensityRangePercentiles."""
+    """The values of two percentiles of the volume, 0 to 100, become those of `target`.
+
+    Source: MONAI's ScaleIntensityRangePercentiles.
+    """
 
     lower: float
     upper: float
@@ -220,8 +224,8 @@ class Output:
         axes: `C`, then `x`, `y`, `z` in the order of the array; `C` alone for one number a class.
         activation: what turns the array into probabilities. With `sigmoid` channel c is label c + 1, else channel c is label c and
             channel 0 is the background; a classification has no background: channel c is label c + 1.
-        inversion: `scores`: interpolate the scores to the source grid, then take the highest; `labels`: take the highest, then the
-            nearest. Needed for maps.
+        inversion: `scores`: interpolate what the activation makes to the source grid, then take the highest; `logits`: interpolate
+            what the network gives, then activate (nnU-Net); `labels`: take the highest, then the nearest. Needed for maps.
         tensor: the network's output; not needed where it has one.
         name: of one of several outputs; its artifacts are called so.
         task: the card's, if it is not said.
@@ -242,9 +246,9 @@ class Output:
         offset: see `scale`.
     """
 
-    axes: tuple[str, ...] = ("C",)
-    activation: Literal["none", "softmax", "sigmoid"] = "none"
-    inversion: Literal["scores", "labels"] | None = None
+    axes: tuple[str, ...] = ()
+    activation: Literal["none", "softmax", "sigmoid"] | None = None
+    inversion: Literal["scores", "logits", "labels"] | None = None
     tensor: str | None = None
     name: str | None = None
     task: Task | None = None
@@ -282,7 +286,8 @@ class Window:
         overlap: the part of a window that the next one covers again, at least 0 and under 1.
         halo: instead of an overlap: voxels at each side that are computed and thrown away. Exact where the halo is as wide as the
             network sees.
-        blending: how overlapping windows are weighted; needed with `overlap`.
+        blending: how overlapping windows are weighted; needed with `overlap`. `gaussian` is MONAI's, whose middle lies between the
+            two voxels in the middle of an even window; `gaussian-nnunet` is nnU-Net's, whose middle is the second of them.
         padding_value: what lies outside a volume that is smaller than the window, after the intensity steps.
         step: how windows lie: `fixed` (MONAI: every step but the last is alike) or `even` (nnU-Net: spread evenly).
         skip_below: on request: a window whose values (after the intensity steps) are all below this is not run, its score is that
@@ -292,7 +297,7 @@ class Window:
     size: tuple[int | Literal["full"], ...]
     overlap: float | None = None
     halo: tuple[int, ...] | None = None
-    blending: Literal["gaussian", "constant"] | None = None
+    blending: Literal["gaussian", "constant", "gaussian-nnunet"] | None = None
     padding_value: float = 0.0
     step: Literal["fixed", "even"] = "fixed"
     skip_below: float | None = None
@@ -382,7 +387,7 @@ class Card:
     def cut(self) -> Window:
         """Return how the volume is cut; without a window it is not."""
         axes = len(self.input.axes) - 1
-        return self.window or Window(size=("full",) * axes, overlap=0.0, blending="constant")
+        return self.window or Window(size=(FULL,) * axes, overlap=0.0, blending="constant")
 
 
 def _bad(place: str, message: str, hint: str | None = None) -> NoReturn:
@@ -666,10 +671,28 @@ def _check(card: Card, place: str) -> None:
             _bad(where, f"{network!r} is not a file in the card's folder")
     if (len(card.networks) > 1) != (card.ensemble is not None):
         _bad(f"{place}: ensemble", "mean or vote is wanted with networks, and only there")
+    if card.ensemble == "vote" and any(output.task not in MAP_TASKS for output in card.outputs):
+        _bad(f"{place}: ensemble", "vote is for maps", "mean")
+    if card.mirror and any(output.detection or output.instances for output in card.outputs):
+        _bad(f"{place}: mirror", "boxes and offsets of a mirrored run can't be averaged")
     for n, said in enumerate(card.inputs):
         _check_input(said, f"{place}: inputs[{n}]")
-        if sorted(said.axes) != sorted(card.input.axes):
-            _bad(f"{place}: inputs[{n}]: axes", f"[{', '.join(said.axes)}], those of the first are other axes")
+        for key in (
+            "axes",
+            "orientation",
+            "spacing",
+            "rule",
+            "interpolation",
+            "separate_z",
+            "crop",
+            "resize",
+            "resize_mode",
+        ):
+            if getattr(said, key) != getattr(card.input, key):
+                _bad(
+                    f"{place}: inputs[{n}]: {key}",
+                    f"{getattr(said, key)}, that of the first is {getattr(card.input, key)}",
+                )
     if len({said.role for said in card.inputs}) < len(card.inputs):
         _bad(f"{place}: inputs", "a role is there twice", "volume, volume-t2 ...")
     _check_window(card.cut, f"{place}: window", len(card.input.axes) - 1)
@@ -678,7 +701,7 @@ def _check(card: Card, place: str) -> None:
     names = [output.name for output in card.outputs]
     if len(names) > 1 and (len(set(names)) < len(names) or None in names):
         _bad(f"{place}: outputs", "each needs a name of its own", "its artifacts are called so")
-    if "z" not in card.input.axes and "z" in card.mirror or set(card.mirror) - set(card.input.axes):
+    if set(card.mirror) - set(card.input.axes):
         _bad(f"{place}: mirror", f"[{', '.join(card.mirror)}] of a network without such an axis")
     _check_labels(card.labels, place)
 
@@ -712,6 +735,8 @@ def _check_output(card: Card, output: Output, place: str) -> None:
         _bad(f"{place}: name", f"{output.name!r} is not made of a to z, 0 to 9 and _")
     _check_labels(output.labels, place)
     is_map = output.task in MAP_TASKS
+    if output.task != "detection" and (missing := [n for n in ("axes", "activation") if not getattr(output, n)]):
+        _bad(place, f"{', '.join(missing)} missing, which {'has' if len(missing) == 1 else 'have'} no default")
     if is_map:
         _check_axes(output.axes, f"{place}: axes", card.input.axes[1:])
         if output.inversion is None:
@@ -721,11 +746,16 @@ def _check_output(card: Card, output: Output, place: str) -> None:
         if output.form != "labels" and output.activation == "softmax":
             _bad(f"{place}: form", f"{output.form} with softmax, whose channels exclude each other")
         if output.form != "labels" and output.inversion == "labels":
-            _bad(f"{place}: inversion", f"labels with form {output.form}: structures may overlap, there is no highest one")
+            _bad(
+                f"{place}: inversion",
+                f"labels with form {output.form}: structures may overlap, there is no highest one",
+            )
     elif output.task != "detection" and output.axes != ("C",):
         _bad(f"{place}: axes", f"[{', '.join(output.axes)}] where [C] is wanted: one number a class")
-    if (output.task == "detection") != (output.detection is not None):
-        _bad(f"{place}: detection", "is wanted for the task detection, and only there")
+    if output.task == "detection" and output.detection is None:
+        _bad(place, "detection missing, which has no default for the task detection: how boxes are read")
+    if output.task != "detection" and output.detection is not None:
+        _bad(f"{place}: detection", f"with the task {output.task}")
     if output.task == "instances" and output.instances is None:
         _bad(f"{place}: instances", "missing, which has no default: how objects are told apart")
     if output.instances is not None and output.task != "instances":
@@ -796,8 +826,8 @@ def _check_window(window: Window, place: str, count: int) -> None:
         if window.blending is None:
             _bad(place, "blending missing, which has no default with overlap", "gaussian or constant")
     if window.halo is not None:
-        if window.blending == "gaussian":
-            _bad(f"{place}: blending", "gaussian, but with a halo nothing overlaps")
+        if window.blending not in (None, "constant"):
+            _bad(f"{place}: blending", f"{window.blending}, but with a halo nothing overlaps")
         for size, halo in zip(window.size, window.halo, strict=True):
             if halo < 0 or (isinstance(size, int) and size <= 2 * halo):
                 _bad(f"{place}: halo", f"{halo} leaves nothing of a window of {size}")

@@ -7,7 +7,7 @@ window at a time. So each axis is a map of its own, and a resampled volume is th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from mdcli.dicom.geometry import TILT_DEGREES, TILT_VOXELS
 from mdcli.errors import ConfigError
 from mdcli.inference.card import AS_ACQUIRED, Input
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 MAX_GRID_VOXELS = 1 << 33
 # Where the index grows to, as (axis of LPS+, sign).
@@ -50,6 +52,8 @@ class Axis:
         step: source voxels from one voxel of the network's grid to the next.
         offset: where voxel 0 of the network's grid lies, in source voxels.
         flip: whether the network sees this axis reversed.
+        covers: the source voxels, first and one after the last, that the grid speaks for; None: all.
+        nearest: between voxels the nearest one counts, where other axes are interpolated.
     """
 
     source: int
@@ -57,6 +61,13 @@ class Axis:
     step: float
     offset: float
     flip: bool
+    covers: tuple[int, int] | None = None
+    nearest: bool = False
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """Return the source voxels that the grid speaks for: the first, and one after the last."""
+        return self.covers or (0, self.source)
 
     @property
     def same(self) -> bool:
@@ -65,15 +76,19 @@ class Axis:
 
     def to_network(self) -> Samples:
         """Return where the voxels of the network's grid lie among the volume's; outside of them the edge counts."""
-        return _samples(self.offset + np.arange(self.size, dtype=np.float64) * self.step, self.source)
+        first, end = self.covered
+        positions = np.clip(self.offset + np.arange(self.size, dtype=np.float64) * self.step, first, end - 1)
+        return _samples(positions, self.source, self.nearest)
 
     def to_source(self) -> Samples:
         """Return where the volume's voxels lie among those of the network's grid; outside of them the edge counts."""
-        return _samples((np.arange(self.source, dtype=np.float64) - self.offset) / self.step, self.size)
+        return _samples((np.arange(self.source, dtype=np.float64) - self.offset) / self.step, self.size, self.nearest)
 
 
-def _samples(positions: NDArray[np.float64], size: int) -> Samples:
+def _samples(positions: NDArray[np.float64], size: int, nearest: bool = False) -> Samples:
     positions = np.clip(positions, 0, size - 1)
+    if nearest:
+        positions = np.rint(positions)
     low = np.floor(positions).astype(np.intp)
     return Samples(low, np.minimum(low + 1, size - 1), (positions - low).astype(np.float32))
 
@@ -84,11 +99,16 @@ class Grid:
 
     Attributes:
         axes: along k, j, i.
-        order: for each of the network's axes after C, which of k, j, i it is: 0, 1 or 2.
+        order: for each of the network's axes after C, which of k, j, i it is: 0, 1 or 2. A network that takes slices has two.
     """
 
     axes: tuple[Axis, Axis, Axis]
-    order: tuple[int, int, int]
+    order: tuple[int, ...]
+
+    @property
+    def across(self) -> int | None:
+        """Return the axis that a network goes along slice by slice; None where it takes volumes."""
+        return next(iter({0, 1, 2} - set(self.order)), None)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,9 +130,13 @@ class Grid:
     def to_network(self, window: NDArray[Any]) -> NDArray[Any]:
         """Return a window (k, j, i) as the network sees it, its axes in the network's order and directions."""
         flips = tuple(slice(None, None, -1 if axis.flip else 1) for axis in self.axes)
-        return window[flips].transpose(self.order)
+        if self.across is None:
+            return window[flips].transpose(self.order)
+        seen = window[flips].take(0, axis=self.across)
+        turned: NDArray[Any] = seen if self.order[0] < self.order[1] else seen.T
+        return turned
 
-    def from_network(self, scores: NDArray[Any], order: tuple[int, int, int]) -> NDArray[Any]:
+    def from_network(self, scores: NDArray[Any], order: tuple[int, ...]) -> NDArray[Any]:
         """Return a network's output (C and three axes) as (C, k, j, i).
 
         Args:
@@ -120,12 +144,13 @@ class Grid:
             order: for each of the output's axes after C, which of k, j, i it is.
         """
         flips = tuple(slice(None, None, -1 if axis.flip else 1) for axis in self.axes)
+        if self.across is not None:
+            scores, order = scores[..., None], (*order, self.across)
         return scores.transpose(0, *(1 + order.index(n) for n in range(3)))[(slice(None), *flips)]
 
-    def order_of(self, axes: tuple[str, ...], input_axes: tuple[str, ...]) -> tuple[int, int, int]:
+    def order_of(self, axes: tuple[str, ...], input_axes: tuple[str, ...]) -> tuple[int, ...]:
         """Return for each of some other axes after C which of k, j, i it is, given those of the input."""
-        a, b, c = (self.order[input_axes.index(axis) - 1] for axis in axes[1:])
-        return a, b, c
+        return tuple(self.order[input_axes.index(axis) - 1] for axis in axes[1:])
 
 
 def closest_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:
@@ -169,17 +194,22 @@ def shear_of(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> tuple[
     return None
 
 
-def network_grid(shape: tuple[int, int, int], affine: NDArray[np.float64], wanted: Input) -> Grid:
+def network_grid(
+    shape: tuple[int, int, int], affine: NDArray[np.float64], wanted: Input, box: Box | None = None
+) -> Grid:
     """Return the grid that a card asks for on a volume.
 
     Args:
         shape: the volume's, (k, j, i).
         affine: 4x4, (i, j, k) to mm, LPS+; its axes at right angles.
         wanted: the card's input.
+        box: for k, j, i the first voxel and one after the last that is kept, of the volume where `wanted.crop.above` is None
+            (nnU-Net crops first), else of the grid that its spacing makes (MONAI crops last).
 
     Returns:
-        A grid aligned with the volume's axes. Resampled as MONAI's Spacing does: `round((n - 1) * s_in / s_out + 1)` voxels, and
-        the first voxel, in the network's direction, keeps its place.
+        A grid aligned with the volume's axes. With the rule `corners` it is resampled as MONAI's Spacing does:
+        `round((n - 1) * s_in / s_out + 1)` voxels, and the first voxel, in the network's direction, keeps its place; with `edges`
+        as nnU-Net does: `round(n * s_in / s_out)` voxels over the same extent.
 
     Raises:
         ConfigError: `grid-too-large` where the card's spacing makes more than 2^33 voxels.
@@ -194,28 +224,81 @@ def network_grid(shape: tuple[int, int, int], affine: NDArray[np.float64], wante
             index = next(n for n, (axis, _) in enumerate(follows) if axis == world)
             letters.append((index, sign * follows[index][1]))
     spacing_in = np.linalg.norm(affine[:3, :3], axis=0)
-    axes: list[Axis | None] = [None, None, None]
+    # Along the axis that a network of slices does not have nothing is changed.
+    axes = [Axis(n, n, 1.0, 0.0, False) for n in shape]
     order = []
+    first = box if box is not None and wanted.crop is not None and wanted.crop.above is None else None
     for place, name in enumerate(wanted.axes[1:]):
         index, sign = letters["xyz".index(name)]
         kji = 2 - index
         spacing = float(spacing_in[index])
-        target = spacing if wanted.spacing == AS_ACQUIRED else float(wanted.spacing[place])
-        axes[kji] = _axis(shape[kji], spacing, target, sign < 0)
+        target = spacing if isinstance(wanted.spacing, str) else float(wanted.spacing[place])
+        kept = (0, shape[kji]) if first is None else first[kji]
+        axes[kji] = _axis(shape[kji], kept, spacing, target, sign < 0, wanted.rule)
         order.append(kji)
-    k, j, i = axes
-    assert k and j and i
-    grid = Grid((k, j, i), (order[0], order[1], order[2]))
+    if first is not None:
+        axes = [a if n in order else _part(a, *first[n]) for n, a in enumerate(axes)]
+    elif box is not None:
+        axes = [_part(axis, *kept) for axis, kept in zip(axes, box, strict=True)]
+    if wanted.separate_z is not None:
+        axes = _separated(axes, order, wanted, [float(spacing_in[2 - n]) for n in range(3)])
+    if wanted.resize is not None:
+        for kji, size in zip(order, wanted.resize, strict=True):
+            axes[kji] = _resized(axes[kji], size)
+    grid = Grid((axes[0], axes[1], axes[2]), tuple(order))
     if math.prod(grid.shape) > MAX_GRID_VOXELS:
         message = f"spacing {list(wanted.spacing)} mm makes {grid.shape} voxels (k, j, i) of this volume"
         raise ConfigError("grid-too-large", message, shape=list(grid.shape))
     return grid
 
 
-def _axis(source: int, spacing: float, target: float, flip: bool) -> Axis:
+def _axis(source: int, kept: tuple[int, int], spacing: float, target: float, flip: bool, rule: str) -> Axis:
+    first, end = kept
+    voxels = end - first
+    covers = None if voxels == source else kept
     # A header's rounding is no reason to interpolate: it may shift the far end by up to a thousandth of a voxel.
-    if abs(target / spacing - 1) * (source - 1) < 1e-3:
-        return Axis(source, source, 1.0, 0.0, flip)
+    if abs(target / spacing - 1) * (voxels - 1) < 1e-3:
+        return Axis(source, voxels, 1.0, float(first), flip, covers)
+    if rule == "edges":
+        size = max(round(voxels * spacing / target), 1)
+        step = voxels / size
+        return Axis(source, size, step, first + step / 2 - 0.5, flip, covers)
     step = target / spacing
-    size = round((source - 1) / step + 1)
-    return Axis(source, size, step, (source - 1) - (size - 1) * step if flip else 0.0, flip)
+    size = round((voxels - 1) / step + 1)
+    return Axis(source, size, step, first + ((voxels - 1) - (size - 1) * step if flip else 0.0), flip, covers)
+
+
+def _part(axis: Axis, first: int, end: int) -> Axis:
+    """Return a part of an axis's grid; it speaks for the source voxels nearest to its own."""
+    if (first, end) == (0, axis.size):
+        return axis
+    positions = (np.arange(axis.source) - axis.offset) / axis.step
+    inside = np.flatnonzero((np.rint(positions) >= first) & (np.rint(positions) < end))
+    covers = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
+    return replace(axis, size=end - first, offset=axis.offset + first * axis.step, covers=covers)
+
+
+def _separated(axes: list[Axis], order: list[int], wanted: Input, spacing_in: list[float]) -> list[Axis]:
+    """Mark the axis of the largest spacing, where it is over `separate_z` times the smallest, as resampled by the nearest voxel.
+
+    The volume's spacing decides, and the network's where the volume's does not. Source: nnU-Net v2, resampling/default_resampling.
+    """
+    assert wanted.separate_z is not None
+    target = list(spacing_in)
+    if not isinstance(wanted.spacing, str):
+        for kji, mm in zip(order, wanted.spacing, strict=True):
+            target[kji] = mm
+    for spacing in (spacing_in, target):
+        if max(spacing) / min(spacing) > wanted.separate_z:
+            low = [n for n, mm in enumerate(spacing) if mm == max(spacing)]
+            # With two or three of them there is no axis to resample apart.
+            return [replace(a, nearest=True) if low == [n] else a for n, a in enumerate(axes)]
+    return axes
+
+
+def _resized(axis: Axis, size: int) -> Axis:
+    """Return an axis of another number of voxels over the same extent, half-voxel centres."""
+    if size == axis.size:
+        return axis
+    ratio = axis.size / size
+    return replace(axis, size=size, step=axis.step * ratio, offset=axis.offset + axis.step * (ratio / 2 - 0.5))

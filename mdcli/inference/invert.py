@@ -1,31 +1,31 @@
-"""Bring what the network said back to the volume's own grid, as label values.
+"""Bring what the network said back to the volume's own grid: label values, masks, scores.
 
 Scores are (C, k, j, i), labels (k, j, i). Interpolate then take the highest, or take the highest then the nearest, as the card
-asks; never anything linear on labels.
+asks; never anything linear on labels. Blocks come in any order, each voxel of the volume's grid is given once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdcli.errors import DataError
 from mdcli.inference.card import Output
-from mdcli.inference.grid import Grid
-from mdcli.inference.preprocess import interpolate
-from mdcli.inference.windows import refuse_overflow
+from mdcli.inference.grid import Axis, Grid
+from mdcli.inference.windows import Block
 
 Floats = NDArray[np.float32]
 Labels = NDArray[Any]
+Region = tuple[slice, slice, slice]
 
 # Four arrays of this many voxels stay in a core's own cache.
 _BLOCK_VOXELS = 1 << 16
-# Source rows interpolated at a time: one channel of them is held.
-_CHUNK_ROWS = 8
 _FEW_LABELS = 16
+MASKS_HINT = "form: masks in the card's output keeps structures that overlap"
 
 
 class Highest:
@@ -60,13 +60,20 @@ def label_type(labels: int) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if labels <= 255 else np.uint16
 
 
+def raw_threshold(output: Output) -> float:
+    """Return the network's own number from which a voxel belongs to a structure, before the activation."""
+    if output.activation != "sigmoid":
+        return output.threshold
+    return math.log(output.threshold / (1 - output.threshold))
+
+
 def highest_channel(scores: Floats, output: Output) -> Labels:
     """Return the label of the highest channel of every voxel.
 
     Args:
         scores: (C, k, j, i), any layout in memory.
         output: `none` and `softmax` need no probabilities: the highest score is the highest probability. With `sigmoid` a channel
-            counts from probability 0.5, which is score 0.
+            counts from the card's threshold on.
 
     Returns:
         (k, j, i), contiguous, uint8, or uint16 for more than 255 labels.
@@ -76,8 +83,9 @@ def highest_channel(scores: Floats, output: Output) -> Labels:
     """
     sigmoid = output.activation == "sigmoid"
     first = int(sigmoid)
-    if sigmoid:
-        _refuse_overlap(scores, 0.0)
+    least = raw_threshold(output) if sigmoid else None
+    if least is not None:
+        _refuse_overlap(scores, least)
     dtype = label_type(len(scores) - 1 + first)
     # The walk follows the memory, whatever the order of the axes.
     order = sorted(range(1, 4), key=lambda axis: -abs(scores.strides[axis]))
@@ -87,7 +95,7 @@ def highest_channel(scores: Floats, output: Output) -> Labels:
     for a in range(walk.shape[1]):
         for start in range(0, walk.shape[2], rows):
             block = walk[:, a, start : start + rows]
-            highest = Highest(block.shape[1:], dtype, 0.0 if sigmoid else None)
+            highest = Highest(block.shape[1:], dtype, least)
             for label, channel in enumerate(block, first):
                 highest.add(channel, label)
             found[a, start : start + rows] = highest.labels
@@ -103,7 +111,7 @@ def _refuse_overlap(scores: Floats, least: float) -> None:
             other = next(n for n, c in enumerate(scores[: label - 1], 1) if ((c >= least) & claim).any())
             count = int(((scores[other - 1] >= least) & claim).sum())
             message = f"labels {other} and {label} claim {count} voxels both, and a label map holds one label a voxel"
-            raise DataError("overlap", message, labels=[other, label], voxels=count)
+            raise DataError("overlap", message, hint=MASKS_HINT, labels=[other, label], voxels=count)
         claimed |= claim
 
 
@@ -134,84 +142,259 @@ def count_labels(labels: Labels, largest: int) -> NDArray[np.int64]:
     return np.array([labels.size - sum(found), *found], np.int64)
 
 
+class Receiver(Protocol):
+    """Takes the channels of a block on the volume's grid."""
+
+    def begin(self, region: Region) -> None:
+        """Take note of a block: where it lies on the volume's grid."""
+
+    def channel(self, number: int, values: Floats) -> None:
+        """Take a channel of it, (k, j, i)."""
+
+    def finish(self) -> None:
+        """Take note that the block is whole."""
+
+
+class LabelMap:
+    """The highest channel of every voxel.
+
+    Args:
+        labels: (k, j, i) of the volume's grid, 0 where nothing is said.
+        output: of the card.
+        least: of `sigmoid`: the least that a channel counts from, in the numbers that come.
+    """
+
+    def __init__(self, labels: Labels, output: Output, least: float | None) -> None:
+        self.labels, self._output, self._least = labels, output, least
+        self._first = int(output.activation == "sigmoid")
+
+    def begin(self, region: Region) -> None:
+        """See `Receiver.begin`."""
+        self._region = region
+        shape = tuple(part.stop - part.start for part in region)
+        self._highest = Highest(shape, self.labels.dtype.type, self._least)
+        self._claims = None if self._least is None else np.zeros(shape, np.uint16)
+
+    def channel(self, number: int, values: Floats) -> None:
+        """See `Receiver.channel`."""
+        self._highest.add(values, number + self._first)
+        if self._claims is not None:
+            self._claims += values >= np.float32(self._least)
+
+    def finish(self) -> None:
+        """See `Receiver.finish`."""
+        if self._claims is not None and self._claims.max(initial=0) > 1:
+            count = int((self._claims > 1).sum())
+            message = f"two labels claim {count} voxels both, and a label map holds one label a voxel"
+            raise DataError("overlap", message, voxels=count, hint=MASKS_HINT)
+        self.labels[self._region] = self._highest.labels
+
+
+class Masks:
+    """A mask of every channel: where it reaches the threshold.
+
+    Args:
+        masks: one a channel, (k, j, i) of the volume's grid, 0 or 1.
+        least: the threshold, in the numbers that come.
+    """
+
+    def __init__(self, masks: Sequence[Labels], least: float) -> None:
+        self.masks, self._least = masks, np.float32(least)
+
+    def begin(self, region: Region) -> None:
+        """See `Receiver.begin`."""
+        self._region = region
+
+    def channel(self, number: int, values: Floats) -> None:
+        """See `Receiver.channel`."""
+        self.masks[number][self._region] = values >= self._least
+
+    def finish(self) -> None:
+        """See `Receiver.finish`."""
+
+
+class Regions:
+    """A label map that regions are written into one after another, later ones over those before (nnU-Net).
+
+    Args:
+        labels: (k, j, i) of the volume's grid, 0 where nothing is said.
+        order: the label value that each channel writes.
+        least: the threshold, in the numbers that come.
+    """
+
+    def __init__(self, labels: Labels, order: Sequence[int], least: float) -> None:
+        self.labels, self._order, self._least = labels, order, np.float32(least)
+
+    def begin(self, region: Region) -> None:
+        """See `Receiver.begin`."""
+        self._part = self.labels[region]
+
+    def channel(self, number: int, values: Floats) -> None:
+        """See `Receiver.channel`. nnU-Net takes what is above its threshold, not what is at it."""
+        self._part[values > self._least] = self._order[number]
+
+    def finish(self) -> None:
+        """See `Receiver.finish`."""
+
+
+class Kept:
+    """The channels as they come.
+
+    Args:
+        arrays: one a channel, (k, j, i) of the volume's grid; numbers are converted to their type.
+    """
+
+    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+        self.arrays = arrays
+
+    def begin(self, region: Region) -> None:
+        """See `Receiver.begin`."""
+        self._region = region
+
+    def channel(self, number: int, values: Floats) -> None:
+        """See `Receiver.channel`."""
+        self.arrays[number][self._region] = values
+
+    def finish(self) -> None:
+        """See `Receiver.finish`."""
+
+
 class Inverter:
-    """Takes rows of scores on the network's grid in the order of k, gives rows of labels on the volume's.
+    """Takes finished blocks on the network's grid, and hands their channels on the volume's grid to receivers.
 
     Args:
         grid: both grids.
         output: the card's.
+        labels: the map of the highest channels, where one is wanted.
+        masks: masks of the channels, where they are wanted.
+        regions: the map of nnU-Net's regions, where it is wanted.
+        kept: the scores themselves, where they are wanted: after the activation, one array a channel.
     """
 
-    def __init__(self, grid: Grid, output: Output) -> None:
-        self._grid = grid
-        self._output = output
-        self._next = 0
-        self._last: Floats | None = None
+    def __init__(
+        self,
+        grid: Grid,
+        output: Output,
+        *,
+        labels: Labels | None = None,
+        masks: Sequence[Labels] | None = None,
+        regions: Labels | None = None,
+        kept: Sequence[NDArray[Any]] | None = None,
+    ) -> None:
+        self._grid, self._output, self._labels = grid, output, labels
+        self._matrices: dict[tuple[int, int, int], tuple[slice, Floats | None]] = {}
+        # Where only the highest channel is wanted on the network's own grid, it is taken before the way back.
+        self.early = labels is not None and kept is None and (grid.same or output.inversion == "labels")
+        k, j, i = (not axis.same and not axis.nearest for axis in grid.axes)
+        self.needs_last = k, j, i
+        raw = grid.same and kept is None
+        least = raw_threshold(output) if raw or output.inversion == "logits" else output.threshold
+        self._activate_first = not raw and output.inversion != "logits"
+        self._receivers: list[Receiver] = []
+        if labels is not None and output.inversion != "labels" and not self.early:
+            self._receivers.append(LabelMap(labels, output, least if output.activation == "sigmoid" else None))
+        if masks is not None:
+            self._receivers.append(Masks(masks, least))
+        if regions is not None:
+            self._receivers.append(Regions(regions, output.regions_order, least))
+        self._kept = None if kept is None else Kept(kept)
 
     @property
-    def early(self) -> bool:
-        """Say whether the highest channel is taken on the network's grid, so that `labels` may be given instead of scores."""
-        return self._grid.same or self._output.inversion == "labels"
+    def normalised(self) -> bool:
+        """Say whether scores must have been divided by their weights: where more than the highest of them matters."""
+        return not self.early or self._output.activation == "sigmoid"
 
-    def labels(self, first: int, labels: Labels) -> Iterator[Labels]:
-        """Take rows of labels on the network's grid and give those on the volume's. See `scores`."""
+    def labels(self, start: tuple[int, int, int], labels: Labels) -> None:
+        """Take labels (k, j, i) of the network's grid; only where `early`."""
+        assert self._labels is not None
         if self._grid.same:
-            yield labels
-        else:
-            yield from self._nearest(first, labels)
+            region = tuple(slice(a, a + n) for a, n in zip(start, labels.shape, strict=True))
+            self._labels[region] = labels
+            return
+        index, parts = [], []
+        for axis, a, n in zip(self._grid.axes, start, labels.shape, strict=True):
+            nearest = axis.to_source().nearest
+            first, end = np.searchsorted(nearest, [a, a + n])
+            first, end = max(int(first), axis.covered[0]), min(int(end), axis.covered[1])
+            parts.append(slice(first, max(end, first)))
+            index.append(nearest[parts[-1]] - a)
+        self._labels[tuple(parts)] = labels[np.ix_(*index)]
 
-    def scores(self, first: int, scores: Floats) -> Iterator[Labels]:
-        """Take rows and give all rows of labels that are complete by now.
-
-        Args:
-            first: the row of the network's grid that `scores` starts with: the one after the last that was taken.
-            scores: (C, k, j, i). They may be changed.
-
-        Yields:
-            Labels (k, j, i), contiguous, uint8 or uint16.
+    def take(self, block: Block) -> None:
+        """Take finished scores. They may be changed.
 
         Raises:
-            DataError: `overlap`; `nan-in-output` where finite scores can't be interpolated.
+            DataError: `overlap`.
         """
-        if self.early:
-            yield from self.labels(first, highest_channel(scores, self._output))
-        else:
-            yield from self._linear(first, activate(scores, self._output))
+        again = tuple(slice(n, None) for n in block.again)
+        if self._labels is not None and (self.early or self._output.inversion == "labels"):
+            start = tuple(a + n for a, n in zip(block.start, block.again, strict=True))
+            self.labels(
+                (start[0], start[1], start[2]), highest_channel(block.scores[(slice(None), *again)], self._output)
+            )
+        if not self._receivers and self._kept is None:
+            return
+        scores = activate(block.scores, self._output) if self._activate_first else block.scores
+        parts = [self._matrix(n, block.start[n], block.scores.shape[n + 1], block.again[n]) for n in range(3)]
+        region: Region = (parts[0][0], parts[1][0], parts[2][0])
+        if any(part.stop <= part.start for part in region):
+            return
+        receivers = [*self._receivers, *([self._kept] if self._kept is not None and self._activate_first else [])]
+        for receiver in receivers:
+            receiver.begin(region)
+        late = None
+        if self._kept is not None and not self._activate_first:
+            late = np.empty((len(scores), *(part.stop - part.start for part in region)), np.float32)
+        for number, values in enumerate(scores):
+            values = self._interpolated(values, [matrix for _, matrix in parts], again)
+            for receiver in receivers:
+                receiver.channel(number, values)
+            if late is not None:
+                late[number] = values
+        for receiver in receivers:
+            receiver.finish()
+        if late is not None and self._kept is not None:
+            self._kept.begin(region)
+            for number, values in enumerate(activate(late, self._output)):
+                self._kept.channel(number, values)
 
-    def _nearest(self, first: int, labels: Labels) -> Iterator[Labels]:
-        k, j, i = (axis.to_source().nearest for axis in self._grid.axes)
-        start, stop = np.searchsorted(k, [first, first + len(labels)])
-        for row in range(start, stop):
-            yield np.ascontiguousarray(labels[k[row] - first][j][:, i])[None]
+    def _interpolated(self, values: Floats, matrices: Sequence[Floats | None], again: tuple[slice, ...]) -> Floats:
+        """Return a channel of a block on the volume's grid, (k, j, i)."""
+        # What is not interpolated gives its first voxels up; of the rest they are needed.
+        values = values[tuple(part if m is None else slice(None) for m, part in zip(matrices, again, strict=True))]
+        k, j, i = matrices
+        # The weights of one axis are a band, and BLAS is quicker with all of a small matrix than NumPy with the band.
+        if i is not None:
+            values = np.matmul(values, i.T)
+        if j is not None:
+            values = np.matmul(j, values)
+        if k is not None:
+            values = np.tensordot(k, values, axes=1)
+        return values
 
-    def _linear(self, first: int, scores: Floats) -> Iterator[Labels]:
-        along, (j, i) = self._grid.axes[0].to_source(), (None if a.same else a.to_source() for a in self._grid.axes[1:])
-        needed = np.where(along.weight > 0, along.high, along.low)
-        stop = int(np.searchsorted(needed, first + scores.shape[1]))
-        shape = self._grid.source_shape
-        sigmoid = self._output.activation == "sigmoid"
-        dtype = label_type(len(scores) - 1 + int(sigmoid))
-        before = self._last if self._last is not None else scores[:, 0]
-        for start in range(self._next, stop, _CHUNK_ROWS):
-            samples = along.of(start, min(start + _CHUNK_ROWS, stop))
-            chunk = (len(samples.low), *shape[1:])
-            highest = Highest(chunk, dtype, 0.5 if sigmoid else None)
-            claims = np.zeros(chunk, np.uint16) if sigmoid else None
-            for channel in range(len(scores)):
+    def _matrix(self, n: int, start: int, size: int, again: int) -> tuple[slice, Floats | None]:
+        """Return the part of the volume's axis that a block decides, and the weights (voxels there, voxels of the block)."""
+        key = (n, start, size)
+        if key not in self._matrices:
+            axis = self._grid.axes[n]
+            self._matrices[key] = _matrix(axis, start, size, again)
+        return self._matrices[key]
 
-                def plane_at(row: int, channel: int = channel) -> Floats:
-                    plane: Floats = before[channel] if row < first else scores[channel, row - first]
-                    return plane
 
-                with refuse_overflow():
-                    values = interpolate(plane_at, samples, j, i, shape[1:])
-                highest.add(values, channel + int(sigmoid))
-                if claims is not None:
-                    claims += values >= 0.5
-            if claims is not None and claims.max(initial=0) > 1:
-                count = int((claims > 1).sum())
-                message = f"two labels claim {count} voxels both, and a label map holds one label a voxel"
-                raise DataError("overlap", message, voxels=count)
-            yield highest.labels
-        self._next = max(stop, self._next)
-        self._last = scores[:, -1].copy()
+def _matrix(axis: Axis, start: int, size: int, again: int) -> tuple[slice, Floats | None]:
+    if axis.same:
+        return slice(start + again, start + size), None
+    samples = axis.to_source()
+    needed = np.where(samples.weight > 0, samples.high, samples.low)
+    first, end = (int(n) for n in np.searchsorted(needed, [start + again, start + size]))
+    if start + again == 0:
+        first = 0
+    first, end = max(first, axis.covered[0]), min(end, axis.covered[1])
+    part = slice(first, max(end, first))
+    rows = np.arange(part.stop - part.start)
+    weights = np.zeros((len(rows), size), np.float32)
+    low, high, weight = (values[part] for values in (samples.low, samples.high, samples.weight))
+    weights[rows, low - start] = 1 - weight
+    # Where both are one voxel, the second weight is 0.
+    weights[rows[weight > 0], (high - start)[weight > 0]] += weight[weight > 0]
+    return part, weights

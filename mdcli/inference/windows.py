@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdcli.errors import DataError
+from mdcli.inference.nnunet import even_starts
 
 Floats = NDArray[np.float32]
 Span = tuple[int, int]
@@ -47,7 +48,9 @@ class Part:
         return slice(self.keep[0] - self.start, self.keep[1] - self.start)
 
 
-def overlapping_parts(size: int, window: int, overlap: float, *, flip: bool = False) -> tuple[Part, ...]:
+def overlapping_parts(
+    size: int, window: int, overlap: float, *, flip: bool = False, even: bool = False
+) -> tuple[Part, ...]:
     """Return windows along one axis, each covered again in part by the next.
 
     Args:
@@ -55,13 +58,18 @@ def overlapping_parts(size: int, window: int, overlap: float, *, flip: bool = Fa
         window: voxels of a window; larger than the axis: one window, the axis in its middle.
         overlap: part of a window, at least 0 and under 1.
         flip: count from the other end, as a network does that sees the axis reversed.
+        even: spread the windows evenly, as nnU-Net does, instead of shifting the last one back.
 
     Returns:
-        Parts in the order of the axis. The last window is shifted back to end with the axis.
+        Parts in the order of the axis. The last window ends with the axis.
     """
     if window >= size:
         before = (window - size) // 2
         starts = [before - window + size if flip else -before]
+    elif even:
+        starts = list(even_starts(size, window, 1 - overlap))
+        if flip:
+            starts = [size - window - start for start in reversed(starts)]
     else:
         step = max(int(window * (1 - overlap)), 1)
         starts = [min(n * step, size - window) for n in range(math.ceil((size - window) / step) + 1)]
@@ -95,9 +103,17 @@ def haloed_parts(size: int, window: int, halo: int) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Window:
-    """One window: its parts along k, j, i."""
+    """One window.
+
+    Attributes:
+        parts: where it lies along k, j, i.
+        place: which one it is along k, j, i; along the outermost axis counted in `Tiling.merged`.
+        member: which one it is of those that are given as one, and how many these are.
+    """
 
     parts: tuple[Part, Part, Part]
+    place: tuple[int, int, int] = (0, 0, 0)
+    member: tuple[int, int] = (0, 1)
 
     @property
     def target(self) -> tuple[slice, slice, slice]:
@@ -121,23 +137,77 @@ class Tiling:
         window: voxels of a window (k, j, i).
         parts: where windows lie along k, j, i; the windows are all combinations.
         weights: how much each voxel of a window counts (k, j, i); None where no two windows have a say in one voxel.
+        walk: the axes in the order in which windows go along them, the outermost first.
     """
 
     shape: tuple[int, int, int]
     window: tuple[int, int, int]
     parts: tuple[tuple[Part, ...], tuple[Part, ...], tuple[Part, ...]]
     weights: Floats | None
+    walk: tuple[int, int, int] = (0, 1, 2)
 
-    def rows(self) -> Iterator[tuple[Part, list[Window]]]:
-        """Give the windows that lie alike along k, in the order of k."""
-        k, j, i = self.parts
-        for part in k:
-            yield part, [Window((part, *inner)) for inner in itertools.product(j, i)]
+    def _groups(self) -> list[tuple[Part, ...]]:
+        """Return the parts along the outermost axis, the last two together where they share more than others do.
+
+        The last window is shifted back to end with the axis. Run by itself, the rows that it shares with the one before would be
+        carried for the whole plane; run together, they are not.
+        """
+        parts = list(self.parts[self.walk[0]])
+        shared = [a.keep[1] - b.keep[0] for a, b in itertools.pairwise(parts)]
+        if len(shared) > 1 and shared[-1] > shared[0] and shared[-1] < parts[-1].keep[1] - parts[-1].keep[0]:
+            return [*((part,) for part in parts[:-2]), (parts[-2], parts[-1])]
+        return [(part,) for part in parts]
+
+    @property
+    def merged(self) -> tuple[Part, ...]:
+        """Return the parts along the outermost axis, those that are given as one as one."""
+        return tuple(Part(group[0].start, (group[0].keep[0], group[-1].keep[1])) for group in self._groups())
+
+    def rows(self) -> Iterator[tuple[tuple[int, int], list[Window]]]:
+        """Give the windows that lie alike along the outermost axis, in its order: (its first voxel and the one after the last)."""
+        outer, middle, inner = self.walk
+        size = self.window[outer]
+        for n, group in enumerate(self._groups()):
+            windows = []
+            for (m, b), (i, c) in itertools.product(enumerate(self.parts[middle]), enumerate(self.parts[inner])):
+                for number, a in enumerate(group):
+                    parts = {outer: a, middle: b, inner: c}
+                    place = {outer: n, middle: m, inner: i}
+                    windows.append(
+                        Window(
+                            (parts[0], parts[1], parts[2]),
+                            (place[0], place[1], place[2]),
+                            (number, len(group)),
+                        )
+                    )
+            reach = max(group[0].start, 0), min(group[-1].start + size, self.shape[outer])
+            yield reach, windows
+
+    def windows(self) -> Iterator[Window]:
+        """Give all windows, in the order in which they are run."""
+        for _, windows in self.rows():
+            yield from windows
 
     @property
     def count(self) -> int:
         """Return how many windows there are."""
         return math.prod(len(parts) for parts in self.parts)
+
+    def carried_voxels(self, walk: tuple[int, int, int]) -> int:
+        """Return how many voxels of every channel are carried at most, were the windows to go along the axes in this order."""
+        other = replace(self, walk=walk)
+        found = 0
+        size = list(self.shape)
+        for level, axis in enumerate(walk):
+            parts = other.merged if level == 0 else self.parts[axis]
+            shared = max((a.keep[1] - b.keep[0] for a, b in itertools.pairwise(parts)), default=0)
+            found += max(shared, 0) * math.prod(size[n] for n in range(3) if n != axis)
+            size[axis] = min(max(part.keep[1] - part.keep[0] for part in parts), self.shape[axis])
+        return found
+
+    def walking(self, order: Sequence[tuple[int, int, int]]) -> Tiling:
+        """Return the same windows in the order of axes that carries least; of equal ones the first of `order`."""
+        return replace(self, walk=min(order, key=self.carried_voxels))
 
 
 def gaussian_weights(window: tuple[int, int, int]) -> Floats:
@@ -149,27 +219,27 @@ def gaussian_weights(window: tuple[int, int, int]) -> Floats:
     return np.maximum(weights, np.float32(max(float(weights.min()), MIN_WEIGHT)))
 
 
-def extract(rows: Floats, first: int, window: Window, size: tuple[int, int, int], outside: float) -> Floats:
+def extract(rows: Floats, axis: int, first: int, window: Window, size: tuple[int, int, int], outside: float) -> Floats:
     """Return what lies in a window.
 
     Args:
-        rows: (k, j, i), all rows of the grid that the window needs.
+        rows: (C, k, j, i), all rows along `axis` that the window needs, the whole grid along the others.
+        axis: 0, 1 or 2.
         first: the row of the grid that `rows` starts with.
         window: where.
         size: of the window (k, j, i).
         outside: the value of voxels outside of the grid.
 
     Returns:
-        (k, j, i); a view of `rows` where the window lies inside.
+        (C, k, j, i); a view of `rows` where the window lies inside.
     """
-    k, j, i = window.parts
-    starts = (k.start - first, j.start, i.start)
-    inside = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(starts, size, rows.shape, strict=True))
-    found = rows[inside]
-    if found.shape == size:
+    starts = tuple(part.start - (first if n == axis else 0) for n, part in enumerate(window.parts))
+    inside = tuple(slice(max(a, 0), min(a + n, m)) for a, n, m in zip(starts, size, rows.shape[1:], strict=True))
+    found = rows[(slice(None), *inside)]
+    if found.shape[1:] == size:
         return found
-    padded = np.full(size, outside, np.float32)
-    padded[tuple(slice(s.start - a, s.stop - a) for s, a in zip(inside, starts, strict=True))] = found
+    padded = np.full((len(rows), *size), outside, np.float32)
+    padded[(slice(None), *(slice(s.start - a, s.stop - a) for s, a in zip(inside, starts, strict=True)))] = found
     return padded
 
 
@@ -188,65 +258,147 @@ def refuse_overflow() -> Iterator[None]:
         raise DataError("nan-in-output", message) from None
 
 
-def blend(tiling: Tiling, outputs: Iterable[Floats], *, normalise: bool) -> Iterator[tuple[int, Floats]]:
-    """Blend the outputs of all windows; rows are given as soon as no further window has a say in them.
+class Blender:
+    """Blends the outputs of windows; what no further window has a say in is given at once, block after block.
+
+    Windows come along one axis after another: the outermost, the middle, the innermost. After each window the part of its block
+    that is finished along the innermost axis goes on to the middle one, the rest is carried to the next window there; so too along
+    the middle and the outermost axis. What is held is the carried parts alone, and the outermost's are the largest: the unfinished
+    rows of a plane of windows, for every channel.
 
     Args:
         tiling: how the grid is cut.
-        outputs: (C, k, j, i), one a window, in the order of `Tiling.rows`. They are changed.
         normalise: divide by the sum of the weights. Where only the highest channel matters, it is the same without.
-
-    Yields:
-        (first row, scores (C, rows, j, i)), in the order of k. Not more than one window's rows are held at a time.
-
-    Raises:
-        DataError: `nan-in-output` where finite scores add up to what is not finite.
+        again: along each axis (k, j, i), give the last finished voxel before a block once more with it: interpolation needs it.
     """
-    results = iter(outputs)
-    rows = list(tiling.rows())
-    weights = tiling.weights
-    sums = total = None
-    for n, (part, windows) in enumerate(rows):
-        first, last = part.keep
-        finished = rows[n + 1][0].keep[0] if n + 1 < len(rows) else last
-        if weights is None and len(windows) == 1:
-            yield first, next(results)[(slice(None), *windows[0].source)]
-            continue
-        for window in windows:
-            scores = next(results)
-            if weights is not None and weights.strides != scores.strides[1:]:
-                weights = _laid_out_like(scores[0], weights)
-            extent = (scores.shape[0], last - first, *tiling.shape[1:])
-            if sums is None or sums.shape[1] < last - first:
-                sums = _grown(sums, extent, scores)
-                if normalise and weights is not None:
-                    total = _grown(total, (1, *extent[1:]), scores)
-            k, j, i = window.target
-            target = (slice(None), slice(k.start - first, k.stop - first), j, i)
-            scores = scores[(slice(None), *window.source)]
-            if weights is None:
-                sums[target] = scores
-                continue
-            scores *= weights[window.source]
+
+    def __init__(
+        self, tiling: Tiling, *, normalise: bool, again: tuple[bool, bool, bool] = (False, False, False)
+    ) -> None:
+        self._tiling = tiling
+        inner = [_Carry(axis, tiling.parts[axis], again[axis]) for axis in reversed(tiling.walk[1:])]
+        self._levels = [*inner, _Carry(tiling.walk[0], tiling.merged, again[tiling.walk[0]])]
+        self._total: Blender | None = None
+        if normalise and tiling.weights is not None:
+            self._total = Blender(tiling, normalise=False, again=again)
+        self._weights = tiling.weights
+        self._held: Floats | None = None
+
+    def add(self, window: Window, scores: Floats) -> Block | None:
+        """Take what the network says of the next window, and give what is finished by it.
+
+        Args:
+            window: the next one of `Tiling.windows`.
+            scores: (C, k, j, i); they are changed.
+
+        Returns:
+            A block, or None where nothing is finished yet (of a row of windows that is given as one).
+
+        Raises:
+            DataError: `nan-in-output` where finite scores add up to what is not finite.
+        """
+        block = scores[(slice(None), *window.source)]
+        if self._weights is not None:
+            if self._weights.strides != scores.strides[1:]:
+                self._weights = _laid_out_like(scores[0], self._weights)
+            # Two finite numbers, one of them at most 10: what is too large shows in the sum.
             with refuse_overflow():
-                sums[target] += scores
-            if total is not None:
-                total[target] += weights[window.source]
-        assert sums is not None
-        done, sums = sums[:, : finished - first], sums[:, finished - first :]
-        if total is not None:
+                block *= self._weights[window.source]
+        found = self._put(window, block)
+        if self._total is not None:
+            weights = np.ones((1, *self._tiling.window), np.float32)
+            total = self._total.add(window, weights)
+            if found is not None and total is not None:
+                with refuse_overflow():
+                    found = Block(found.start, found.scores / total.scores, found.again)
+        return found
+
+    def _put(self, window: Window, block: Floats) -> Block | None:
+        place = window.place
+        starts = [part.keep[0] for part in window.parts]
+        member, members = window.member
+        if members > 1:
+            outer = self._tiling.walk[0]
+            whole = self._tiling.merged[place[outer]]
+            if member == 0:
+                shape = list(block.shape)
+                shape[outer + 1] = whole.keep[1] - whole.keep[0]
+                self._held = np.zeros_like(block, shape=shape)
+            assert self._held is not None
+            part = [slice(None)] * 4
+            first = starts[outer] - whole.keep[0]
+            part[outer + 1] = slice(first, first + block.shape[outer + 1])
             with refuse_overflow():
-                done /= total[:, : finished - first]
-            total = total[:, finished - first :]
-        yield first, done
+                self._held[tuple(part)] += block
+            if member + 1 < members:
+                return None
+            block, self._held = self._held, None
+            starts[outer] = whole.keep[0]
+        again = [0, 0, 0]
+        for level in self._levels:
+            across = tuple(place[axis] for axis in range(3) if axis != level.axis)
+            block, before = level.push(place[level.axis], across, block)
+            starts[level.axis] -= before
+            again[level.axis] = before
+        return Block((starts[0], starts[1], starts[2]), block, (again[0], again[1], again[2]))
 
 
-def _grown(kept: Floats | None, shape: tuple[int, ...], like: Floats) -> Floats:
-    """Return zeros of a shape, laid out in memory as another array is, their first rows being those kept from before."""
-    out = np.zeros_like(like, shape=shape)
-    if kept is not None:
-        out[:, : kept.shape[1]] = kept
-    return out
+@dataclass(frozen=True)
+class Block:
+    """Finished scores.
+
+    Attributes:
+        start: the first voxel, (k, j, i) of the grid.
+        scores: (C, k, j, i).
+        again: along k, j, i: how many of the first voxels were in a block before.
+    """
+
+    start: tuple[int, int, int]
+    scores: Floats
+    again: tuple[int, int, int] = (0, 0, 0)
+
+
+class _Carry:
+    """Finishes blocks along one axis, carrying what a later window still has a say in."""
+
+    def __init__(self, axis: int, parts: Sequence[Part], again: bool) -> None:
+        self.axis = axis
+        self._starts = [part.keep[0] for part in parts]
+        self._again = again
+        self._kept: dict[tuple[int, ...], Floats] = {}
+        self._last: dict[tuple[int, ...], Floats] = {}
+
+    def push(self, n: int, across: tuple[int, ...], block: Floats) -> tuple[Floats, int]:
+        """Take the block of the n-th part along this axis.
+
+        Args:
+            n: counted from 0.
+            across: which part it is along the other axes.
+            block: (C, k, j, i), finished along the axes before.
+
+        Returns:
+            What is finished along this axis too, and how many voxels of it were given before.
+        """
+        if (kept := self._kept.pop(across, None)) is not None:
+            with refuse_overflow():
+                block[self._part(0, kept.shape[self.axis + 1])] += kept
+        if n + 1 < len(self._starts):
+            end = self._starts[n + 1] - self._starts[n]
+            rest = block[self._part(end, None)]
+            if rest.size:
+                self._kept[across] = rest.copy(order="K")
+            block = block[self._part(0, end)]
+        if not self._again:
+            return block, 0
+        last = self._last.pop(across, None)
+        if n + 1 < len(self._starts):
+            self._last[across] = block[self._part(-1, None)].copy(order="K")
+        if last is None:
+            return block, 0
+        return np.concatenate([last, block], axis=self.axis + 1), 1
+
+    def _part(self, start: int, stop: int | None) -> tuple[slice, ...]:
+        return (*(slice(None) for _ in range(self.axis + 1)), slice(start, stop))
 
 
 def _laid_out_like(like: Floats, values: Floats) -> Floats:

@@ -1,10 +1,11 @@
-"""Run a segmentation model over the volume."""
+"""Run a model over the volume."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mdcli.model_folders import model_names
 from mdcli.stage import Option, Sources, Stage
@@ -16,14 +17,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mdcli.imaging.nifti import Volume
-    from mdcli.inference.card import Card
-    from mdcli.inference.formats import ModelFolder
+    from mdcli.inference.card import Card, Input, Output
+    from mdcli.inference.collect import Collector
     from mdcli.inference.engines import Session
+    from mdcli.inference.formats import ModelFolder
+    from mdcli.inference.predict import Busy, Found, Plan
+    from mdcli.inference.preprocess import Prepared
     from mdcli.inference.scope import Violation
     from mdcli.workspace import Workspace
 
+KINDS = ("labels", "masks", "segments", "instances", "objects", "classes", "detections", "scores")
 # With `-` one model goes over many cases: it is opened once.
-_opened: dict[tuple[str, str, str, int], tuple[Session, int]] = {}
+_opened: dict[tuple[str, ...], _Opened] = {}
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,41 @@ class Params:
         ),
     ]
     device: Annotated[
-        str, Option("Where it runs: cpu, cuda, cuda:N or auto", result=False, complete=lambda: ("auto", "cpu", "cuda"))
+        str,
+        Option(
+            "Where it runs: cpu, cuda, cuda:N, cuda:0,1, tensorrt, an onnxruntime provider, or auto",
+            result=False,
+            complete=lambda: ("auto", "cpu", "cuda", "tensorrt"),
+        ),
     ] = "auto"
-    engine: Annotated[str, Option("Engine that runs it: onnxruntime, or a plugin's", result=False)] = "onnxruntime"
+    engine: Annotated[
+        str | None,
+        Option("Engine that runs it: onnxruntime, openvino, or a plugin's (default: the card's)", result=False),
+    ] = None
+    scores: Annotated[bool, "Write the scores of every class too, float16"] = False
+    skip_empty: Annotated[bool, "Leave out windows that the card's window: skip_below calls empty"] = False
+    orientation: Annotated[
+        str | None, Option("Orientation of the training images, where the model does not say it", metavar="RAS|LPS|...")
+    ] = None
+    batch: Annotated[int, Option("Windows run at once", result=False)] = 1
+    memory: Annotated[
+        str | None, Option("Most memory that it may plan with, such as 4GiB", result=False, metavar="SIZE")
+    ] = None
+    trust_model: Annotated[
+        tuple[str, ...],
+        Option("SHA-256 of a model's file whose code may run, once", result=False, loosens=True, metavar="SHA256"),
+    ] = ()
+    allow_server: Annotated[
+        tuple[str, ...],
+        Option("Server that the images may be sent to", result=False, loosens=True, metavar="HOST[:PORT]"),
+    ] = ()
+    strict_device: Annotated[bool, Option("Refuse what runs on the CPU where a GPU was asked for", result=False)] = (
+        False
+    )
+    deterministic: Annotated[bool, "Same bits on every run of a GPU, at the cost of speed"] = False
+    require_check: Annotated[bool, Option("Refuse a model that md model check has not passed here", result=False)] = (
+        False
+    )
     accept_out_of_scope: Annotated[
         str | None,
         Option(
@@ -48,41 +85,76 @@ class Params:
     ] = None
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A model, ready to run: for each network its session, and how many windows are run side by side."""
+
+    sessions: tuple[Session, ...]
+    workers: int
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What a model is run on.
+
+    Attributes:
+        volumes: of the card's inputs, in order.
+        upright: the same with their axes at right angles.
+        geometry: of the first.
+        out_of_scope: why the model is run on what it was not made for, or None.
+    """
+
+    volumes: tuple[Volume, ...]
+    upright: tuple[Volume, ...]
+    geometry: dict[str, Any]
+    out_of_scope: dict[str, Any] | None
+
+    @property
+    def sheared(self) -> bool:
+        """Say whether results have to be brought back onto the volume's own grid."""
+        return self.upright[0] is not self.volumes[0]
+
+
 def run(ws: Workspace, params: Params) -> None:
-    """Check that the volume suits the model, run it window by window, write labels and what they mean."""
+    """Check that the volumes suit the model, run it window by window, write what it says and what that means."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from mdcli.inference.grid import network_grid
-    from mdcli.inference.predict import make_plan, predict
-    from mdcli.inference.preprocess import Preprocessor
+    from mdcli.inference.predict import make_plan
+    from mdcli.inference.preprocess import prepare
 
     model = _model(params)
     card = model.card
     _check_codes(card)
+    for code, sentence in model.notes:
+        ws.warn(code, sentence)
+    _check_self_test(ws, model, params)
     # Loading the engine takes as long as looking at the volume: side by side.
     with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(_session, model, params, ws.jobs)
-        with ws.span("check"):
-            volume, geometry = ws.read_volume("volume"), ws.read_json("geometry")
-            _check_grid(volume, geometry)
-            _check_plane(volume, card)
-            out_of_scope = _check_scope(ws, card, volume, geometry, params.accept_out_of_scope)
-            upright = _upright(ws, volume)
-            grid = network_grid(upright.array.shape, upright.affine, card.input)
+        opening = pool.submit(_open, model, params, ws.jobs)
+        case = _read_case(ws, card, params)
         with ws.span("statistics"):
-            on_slices = upright is volume and geometry.get("resampled") is None
-            padding = _padding(geometry, on_slices) if card.input.padding == "exclude" else None
-            preprocessor = Preprocessor(upright.array, grid, card.input.intensity, padding)
+            prepared = _prepared(card, case, prepare)
         with ws.span("open"):
-            session, workers = opening.result()
-    plan = make_plan(card, session, upright.array.shape, upright.affine)
-    with ws.span("predict"):
-        slabs = predict(plan, card, session, preprocessor, workers)
-        found = _write_labels(
-            ws, card, volume, slabs if upright is volume else _brought_back(ws, volume, upright, slabs)
-        )
-    ws.engine_facts(session.facts())
-    _write_segments(ws, model, session, geometry, found, out_of_scope)
+            opened = opening.result()
+    plan = make_plan(card, opened.sessions[0], prepared.grid, skip=_skips(card, params))
+    workers = _within_memory(ws, card, plan, opened.workers, params)
+    if card.mirror:
+        ws.note("mirrored", f"mirroring along {', '.join(card.mirror)} runs every window {len(plan.flips)} times")
+    with ExitStack() as stack:
+        results = [_result(ws, output, case, params, stack) for output in card.outputs]
+        _predict(ws, card, opened, plan, prepared, results, workers, params)
+        facts = opened.sessions[0].facts()
+        if facts.get("fallen_back"):
+            ws.warn("node-on-cpu", f"on the CPU, where {params.device} was asked for, ran {facts['fallen_back']}")
+        ws.engine_facts(facts)
+        with ws.span("write"):
+            found = [_write(result, model, case, prepared, plan, facts) for result in results]
+    if not any(found):
+        if card.empty == "error":
+            from mdcli.errors import DataError
+
+            raise DataError("empty-result", f"the model {card.name} found nothing, which its card calls an error")
+        ws.nothing_found("nothing-found", f"the model {card.name} looked and found nothing")
 
 
 def _check_codes(card: Card) -> None:
@@ -104,36 +176,286 @@ def _check_codes(card: Card) -> None:
                 ) from error
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What the labels hold: voxels of each value, and those of the first and the last slice."""
-
-    voxels: NDArray[np.int64]
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
-
-
 def _model(params: Params) -> ModelFolder:
+    from mdcli.inference.engines import DEFAULT_ENGINE
     from mdcli.inference.formats import Opening, find_model
-    from mdcli.model_folders import model_folders
+    from mdcli.model_folders import converted_folder, model_folders
 
-    return find_model(params.model, model_folders(), Opening(engine=params.engine))
+    opening = Opening(
+        cache=converted_folder(),
+        trust=frozenset(params.trust_model),
+        orientation=params.orientation,
+        engine=params.engine or DEFAULT_ENGINE,
+    )
+    return find_model(params.model, model_folders(), opening)
 
 
-def _session(model: ModelFolder, params: Params, jobs: int) -> tuple[Session, int]:
-    """Return the network, opened, and how many windows are run side by side."""
-    from mdcli.inference.engines import check_device, find_engine
+def _engine_of(model: ModelFolder, params: Params) -> str:
+    """Return the engine's name: a server's, else what was asked for, else what the card says."""
+    from mdcli.errors import UsageError
+    from mdcli.inference.engines import DEFAULT_ENGINE
+
+    if any("://" in str(network) for network in model.networks):
+        if params.engine not in (None, "kserve"):
+            raise UsageError("bad-engine", f"--engine {params.engine}, but the model {model.card.name} is on a server")
+        return "kserve"
+    return params.engine or model.card.engine or DEFAULT_ENGINE
+
+
+def _devices(engine: str, params: Params) -> tuple[tuple[str, ...], str | None]:
+    """Return the devices, and the sentence that says what `auto` took."""
+    from mdcli.inference.devices import cuda_gpus, parse_devices
+    from mdcli.inference.engines import DEFAULT_ENGINE, version_of
+
+    gpu_engine = engine == DEFAULT_ENGINE and version_of("onnxruntime-gpu") is not None
+    found = parse_devices(params.device, cuda_gpus, gpu_engine=gpu_engine)
+    return found.names, found.said
+
+
+def _open(model: ModelFolder, params: Params, jobs: int) -> _Opened:
+    """Return the networks, opened, and how many windows are run side by side."""
+    from mdcli.inference.engines import find_engine
     from mdcli.inference.predict import windows_at_once
 
-    device = check_device(params.device)
-    key = (model.sha256, params.engine, device, jobs)
+    name = _engine_of(model, params)
+    devices, _ = _devices(name, params)
+    key = (model.sha256, name, *devices, str(jobs), str(params.strict_device), str(params.deterministic))
     if key not in _opened:
         _opened.clear()
-        # A GPU works on one window at a time.
-        workers = min(jobs, windows_at_once(model.card)) if device == "cpu" else 1
-        session = find_engine(params.engine).open(model.networks[0], device=device, threads=max(jobs // workers, 1))
-        _opened[key] = session, workers
+        on_cpu = devices == ("cpu",)
+        # A GPU works on one window at a time, a server on as many as it likes.
+        workers = min(jobs, windows_at_once(model.card)) if on_cpu and name != "kserve" else max(len(devices), 1)
+        workers = 4 if name == "kserve" else workers
+        options = _options(model, params, workers)
+        engine, threads = find_engine(name), max(jobs // workers, 1)
+        sessions = []
+        for network in model.networks:
+            if name == "kserve":
+                from mdcli.inference.engines.kserve_address import check_server
+
+                check_server(str(network), params.allow_server)
+            opened = [engine.open(network, device=device, threads=threads, options=options) for device in devices]
+            sessions.append(opened[0] if len(opened) == 1 else _spread(opened))
+        _opened[key] = _Opened(tuple(sessions), workers)
     return _opened[key]
+
+
+def _spread(sessions: Sequence[Session]) -> Session:
+    from mdcli.inference.engines import Spread
+
+    return Spread(tuple(sessions))
+
+
+def _options(model: ModelFolder, params: Params, workers: int) -> dict[str, Any]:
+    """Return what engines may be told beyond network, device and threads."""
+    import os
+
+    from mdcli.model_folders import engine_folder
+
+    options: dict[str, Any] = {
+        "model_sha256": model.sha256,
+        "cache": engine_folder(),
+        "workers": workers,
+        "strict_device": params.strict_device,
+        "deterministic": params.deterministic,
+        "token": os.environ.get("MD_TRITON_TOKEN"),
+        "ca_file": os.environ.get("MD_TRITON_CA_FILE"),
+    }
+    return {name: value for name, value in options.items() if value}
+
+
+def _read_case(ws: Workspace, card: Card, params: Params) -> _Case:
+    """Read the volumes, and refuse what the model can't be run on."""
+    with ws.span("check"):
+        volume, geometry = ws.read_volume("volume"), ws.read_json("geometry")
+        _check_grid(volume, geometry)
+        _check_plane(volume, card)
+        out_of_scope = _check_scope(ws, card, volume, geometry, params.accept_out_of_scope)
+        volumes = [_shown(volume, geometry, card.input, card)]
+        for said in card.inputs[1:]:
+            other, its = ws.read_volume(said.role), ws.read_json(said.role.replace("volume", "geometry", 1))
+            _check_grid(other, its)
+            _check_beside(volume, geometry, other, its, said)
+            _check_unit(said, card, other, its)
+            volumes.append(_shown(other, its, said, card))
+        return _Case(tuple(volumes), _upright(ws, volumes), geometry, out_of_scope)
+
+
+def _check_beside(
+    volume: Volume, geometry: Mapping[str, Any], other: Volume, its: Mapping[str, Any], said: Input
+) -> None:
+    """Refuse a second volume that does not lie on the first one's grid."""
+    import numpy as np
+
+    from mdcli.errors import DataError
+
+    frames = geometry.get("frame_of_reference_uid"), its.get("frame_of_reference_uid")
+    if frames[0] != frames[1] and not its.get("registered"):
+        text = f"{said.role} has another frame of reference than volume"
+        hint = "md resample-volume with --registration or --assume-registered"
+        raise DataError("frames-of-reference-differ", text, hint=hint)
+    k, j, i = volume.array.shape[:3]
+    corners = np.array([[a, b, c, 1] for a in (0, i - 1) for b in (0, j - 1) for c in (0, k - 1)])
+    apart = float(np.abs((volume.affine - other.affine) @ corners.T).max())
+    if volume.array.shape[:3] != other.array.shape[:3] or apart > 1e-3:
+        text = f"{said.role} is {other.array.shape[:3]} (k, j, i), volume {volume.array.shape[:3]}, corners {apart:.3g} mm apart"
+        raise DataError("grids-differ", text, hint="md resample-volume puts one onto the grid of the other")
+
+
+def _check_unit(said: Input, card: Card, volume: Volume, geometry: Mapping[str, Any]) -> None:
+    from dataclasses import replace
+
+    from mdcli.inference.scope import check_unit
+
+    unit = geometry["unit"] if volume.unit is None else volume.unit
+    check_unit(replace(card, inputs=(said,)), unit, geometry.get("modality"))
+
+
+def _shown(volume: Volume, geometry: Mapping[str, Any], said: Input, card: Card) -> Volume:
+    """Return the volume as the card's `grayscale` asks for it, and refuse a fourth axis or colour that it does not ask for."""
+    from dataclasses import replace
+
+    from mdcli.errors import DataError
+
+    colour = volume.array.ndim == 4 and volume.array.shape[-1] == 3
+    if colour != (said.channels == 3):
+        found = "red, green and blue" if colour else "one number a voxel"
+        raise DataError(
+            "wrong-channels", f"{said.role} has {found}, the model {card.name} wants {said.channels} channel(s)"
+        )
+    if said.grayscale == "modality":
+        return volume
+    from mdcli.imaging.display import displayed
+
+    return replace(volume, array=displayed(volume.array, geometry.get("display"), said.grayscale))
+
+
+def _upright(ws: Workspace, volumes: Sequence[Volume]) -> tuple[Volume, ...]:
+    """Return the volumes with their axes at right angles, as a network was trained on: resampled where they are sheared."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from mdcli.imaging.resample import orthogonal_grid, outside_value, resample
+    from mdcli.inference.grid import shear_of
+
+    first = volumes[0]
+    sheared = shear_of(first.array.shape[:3], first.affine)
+    if sheared is None:
+        return tuple(volumes)
+    text = f"the volume is sheared by {sheared[0]:.2f} degrees: the model runs at right angles, the result goes back to its slices"
+    ws.warn("sheared-volume", text, degrees=sheared[0], voxels=sheared[1])
+    shape, affine = orthogonal_grid(first.array.shape, first.affine)
+    found = []
+    for volume in volumes:
+        lowest = min(float(np.nanmin(plane)) for plane in volume.array)
+        lowest = outside_value(lowest, volume.unit, None)
+        slabs = resample(volume.array, volume.affine, shape, affine, order="linear", fill=lowest, jobs=ws.jobs)
+        found.append(replace(volume, array=np.concatenate(list(slabs)), affine=affine))
+    return tuple(found)
+
+
+def _prepared(card: Card, case: _Case, prepare: Callable[..., Prepared]) -> Prepared:
+    """Return what the network sees of the volumes."""
+    on_slices = not case.sheared and case.geometry.get("resampled") is None
+    padding = _padding(case.geometry, on_slices) if card.input.padding == "exclude" else None
+    arrays = [volume.array for volume in case.upright]
+    return prepare(arrays, case.upright[0].affine, card.inputs, padding)
+
+
+def _skips(card: Card, params: Params) -> bool:
+    from mdcli.errors import UsageError
+
+    if params.skip_empty and card.cut.skip_below is None:
+        text = f"--skip-empty, but the card of {card.name} has no window: skip_below"
+        raise UsageError("no-skip-below", text, hint="it says from which value on a window is worth a run")
+    return params.skip_empty
+
+
+def _within_memory(ws: Workspace, card: Card, plan: Plan, workers: int, params: Params) -> int:
+    """Return how many windows may be run side by side, within `--memory` and what the machine has left."""
+    from mdcli.errors import UnavailableError
+    from mdcli.inference.devices import available_memory, check_memory, parse_bytes
+    from mdcli.inference.predict import needed_bytes
+
+    allowed = parse_bytes(params.memory) if params.memory else None
+    check_memory(card.resources.memory_mib, allowed=allowed, available=available_memory())
+    if allowed is None:
+        return workers
+    while workers > 1 and needed_bytes(plan, workers) > allowed:
+        workers -= 1
+    needed = needed_bytes(plan, workers)
+    if needed > allowed:
+        text = f"the windows need {needed >> 20} MiB, --memory allows {allowed >> 20} MiB"
+        raise UnavailableError("memory-too-small", text, hint="a smaller overlap or window in the card needs less")
+    return workers
+
+
+def _check_self_test(ws: Workspace, model: ModelFolder, params: Params) -> None:
+    """Ask whether `md model check` has passed here for this model, engine and device, where that is required."""
+    if not params.require_check:
+        return
+    from mdcli.errors import ConfigError
+    from mdcli.inference.engines import find_engine
+    from mdcli.inference.selftest import checked
+    from mdcli.model_folders import checks_folder
+
+    name = _engine_of(model, params)
+    identity = find_engine(name).identity(_devices(name, params)[0][0])
+    if not checked(model.sha256, identity, checks_folder()):
+        text = f"md model check has not passed for {model.card.name} with {name} on {identity['device']}"
+        raise ConfigError("not-checked", text, hint=f"md model check {params.model}")
+
+
+def _predict(
+    ws: Workspace,
+    card: Card,
+    opened: _Opened,
+    plan: Plan,
+    prepared: Prepared,
+    results: Sequence[_Result],
+    workers: int,
+    params: Params,
+) -> None:
+    """Run the networks; an ensemble that votes is run network by network."""
+    from mdcli.inference.predict import Busy, predict
+
+    busy = Busy()
+
+    def take(found: Found) -> None:
+        for result in results:
+            result.collector.take(found)
+
+    groups = [(session,) for session in opened.sessions] if card.ensemble == "vote" else [opened.sessions]
+    with (
+        ws.span("predict"),
+        ws.progress_bar(plan.tiling.count * len(groups), "inferring") as done,
+    ):
+        for sessions in groups:
+            inverters = [inverter for result in results for inverter in result.collector.begin(prepared)]
+            predict(
+                plan,
+                sessions,
+                prepared.rows,
+                inverters,
+                workers=workers,
+                batch=params.batch,
+                busy=busy,
+                take=take,
+                progress=done,
+            )
+            for result in results:
+                result.collector.end()
+    _say_busy(ws, busy)
+
+
+def _say_busy(ws: Workspace, busy: Busy) -> None:
+    ws.add_span("network", busy.seconds)
+    if busy.skipped:
+        total = busy.windows + busy.skipped
+        ws.note("windows-skipped", f"{busy.skipped} of {total} windows were empty and not run", skipped=busy.skipped)
+    if busy.smaller is not None:
+        ws.warn("smaller-batch", f"the device's memory did not do: windows were run {busy.smaller} at once")
 
 
 def _check_grid(volume: Volume, geometry: Mapping[str, Any]) -> None:
@@ -167,40 +489,6 @@ def _check_plane(volume: Volume, card: Card) -> None:
             f"the image has no plane in the patient (its spacing: {volume.plane}), the model {card.name} wants one",
             plane=volume.plane,
         )
-
-
-def _upright(ws: Workspace, volume: Volume) -> Volume:
-    """Return the volume with its axes at right angles, as a network was trained on: resampled where it is sheared."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    from mdcli.imaging.resample import orthogonal_grid, outside_value, resample
-    from mdcli.inference.grid import shear_of
-
-    sheared = shear_of(volume.array.shape, volume.affine)
-    if sheared is None:
-        return volume
-    text = f"the volume is sheared by {sheared[0]:.2f} degrees: the model runs at right angles, the labels go back to its slices"
-    ws.warn("sheared-volume", text, degrees=sheared[0], voxels=sheared[1])
-    shape, affine = orthogonal_grid(volume.array.shape, volume.affine)
-    lowest = min(float(np.nanmin(plane)) for plane in volume.array)
-    lowest = outside_value(lowest, volume.unit, None)
-    slabs = resample(volume.array, volume.affine, shape, affine, order="linear", fill=lowest, jobs=ws.jobs)
-    return replace(volume, array=np.concatenate(list(slabs)), affine=affine)
-
-
-def _brought_back(
-    ws: Workspace, volume: Volume, upright: Volume, slabs: Iterator[NDArray[Any]]
-) -> Iterator[NDArray[Any]]:
-    """Give labels of the upright grid on the volume's own, each voxel by the nearest one."""
-    import numpy as np
-
-    from mdcli.imaging.resample import resample
-
-    labels = np.concatenate(list(slabs))
-    shape = volume.array.shape
-    yield from resample(labels, upright.affine, shape, volume.affine, order="nearest", fill=0, jobs=ws.jobs)
 
 
 def _check_scope(
@@ -304,93 +592,339 @@ def _padding(geometry: Mapping[str, Any], on_slices: bool) -> list[tuple[float, 
     return [tuple(pair) if pair else None for pair in ranges]
 
 
-def _write_labels(ws: Workspace, card: Card, volume: Volume, slabs: Iterator[NDArray[Any]]) -> _Found:
+@dataclass
+class _Result:
+    """One output of the network, and where it is written.
+
+    Attributes:
+        ws: the workspace, under the output's name.
+        output: of the card.
+        collector: what is gathered of it.
+        scores: the folder that its scores are written into, where they are asked for.
+    """
+
+    ws: Workspace
+    output: Output
+    collector: Collector
+    scores: Path | None = None
+
+
+def _result(ws: Workspace, output: Output, case: _Case, params: Params, stack: ExitStack) -> _Result:
+    from mdcli.inference.collect import Collector
+
+    view = ws.named(_written_as(ws, output)) if output.name else ws
+    shape = case.upright[0].array.shape
+    collector = Collector(output, (shape[0], shape[1], shape[2]))
+    result = _Result(view, output, collector)
+    if params.scores and collector.is_map:
+        result.scores = stack.enter_context(view.writing("scores"))
+        result.scores.mkdir()
+        collector.keep_scores = result_scores(result.scores, output)
+    return result
+
+
+def _written_as(ws: Workspace, output: Output) -> str:
+    """Return the name of one of several outputs' artifacts."""
+    return "_".join(part for part in (ws.as_name, output.name) if part)
+
+
+def result_scores(folder: Path, output: Output) -> Callable[[int, tuple[int, int, int]], NDArray[Any]]:
+    """Return what makes the array of a channel in a folder: mapped, float16; that of the background is not kept."""
     import numpy as np
 
-    from mdcli.inference.invert import count_labels, label_type
+    first = int(output.background)
 
-    shape, largest = volume.array.shape, len(card.labels)
-    voxels = np.zeros(largest + 1, np.int64)
-    first = last = np.zeros((0,), np.uint8)
-    with (
-        ws.progress_bar(shape[0], "inferring") as done,
-        ws.volume_writer("labels", shape, np.dtype(label_type(largest)), volume.affine) as out,
-    ):
-        for slab in slabs:
-            out.write(slab)
-            voxels += count_labels(slab, largest)
-            first = first if first.size else slab[0]
-            last = slab[-1]
-            done(len(slab))
-    return _Found(voxels, count_labels(first, largest), count_labels(last, largest))
+    def allocate(channel: int, shape: tuple[int, int, int]) -> NDArray[Any]:
+        if channel < first:
+            return np.empty(shape, np.float16)
+        name = f"{output.labels[channel - first].value:04d}.npy"
+        mapped: NDArray[Any] = np.lib.format.open_memmap(folder / name, "w+", np.dtype("<f2"), shape)
+        return mapped
+
+    return allocate
 
 
-def _write_segments(
-    ws: Workspace,
+def _write(
+    result: _Result,
     model: ModelFolder,
-    session: Session,
-    geometry: Mapping[str, Any],
-    found: _Found,
-    out_of_scope: dict[str, Any] | None,
-) -> None:
-    from dataclasses import asdict
+    case: _Case,
+    prepared: Prepared,
+    plan: Plan,
+    facts: Mapping[str, Any],
+) -> bool:
+    """Write what one output says, and return whether anything was found."""
+    from mdcli.inference.results import common
 
-    from mdcli.errors import DataError
+    output = result.output
+    said = common(model, output.task or model.card.task, facts, case.geometry, case.out_of_scope)
+    result.collector.decide()
+    if output.task == "segmentation":
+        return _write_segmentation(result, model, case, said)
+    if output.task == "instances":
+        return _write_instances(result, model, case, prepared, said)
+    if output.task == "detection":
+        return _write_detections(result, model, case, plan, said)
+    return _write_classes(result, model, case, plan, said)
 
-    card = model.card
-    nothing = not found.voxels[1:].any()
-    if nothing and card.empty == "error":
-        raise DataError("empty-result", f"the model {card.name} found nothing, which its card calls an error")
-    segments = [
-        {
-            "value": label.value,
-            "name": label.name,
-            "category": asdict(label.category),
-            "type": asdict(label.type),
-            "colour": list(label.colour) if label.colour else None,
-            "algorithm": {"type": "AUTOMATIC", "name": card.name, "version": card.version},
-            "voxels": int(found.voxels[label.value]),
-            "touches_first_slice": bool(found.first[label.value]),
-            "touches_last_slice": bool(found.last[label.value]),
-        }
-        for label in card.labels
+
+def _back(result: _Result, case: _Case, array: NDArray[Any], order: Literal["linear", "nearest"] = "nearest") -> NDArray[Any]:
+    """Return an array of the upright grid on the volume's own."""
+    import numpy as np
+
+    from mdcli.imaging.resample import resample
+
+    if not case.sheared:
+        return array
+    own, upright = case.volumes[0], case.upright[0]
+    shape = own.array.shape[:3]
+    slabs = resample(array, upright.affine, shape, own.affine, order=order, fill=0, jobs=result.ws.jobs)
+    return np.concatenate(list(slabs))
+
+
+def _write_segmentation(result: _Result, model: ModelFolder, case: _Case, said: Mapping[str, Any]) -> bool:
+    import numpy as np
+
+    from mdcli.inference.after import apply_after
+    from mdcli.inference.results import count_map, count_masks, labels_after, segments_document
+
+    ws, output, collector = result.ws, result.output, result.collector
+    own = case.volumes[0]
+    labels = labels_after(output)
+    if collector.masks is not None:
+        masks = [_back(result, case, mask) for mask in collector.masks]
+        if output.after:
+            masks = [
+                _mask_after(mask, label.value, output, own.affine, ws.jobs)
+                for mask, label in zip(masks, output.labels, strict=True)
+            ]
+        found = count_masks(masks)
+        with ws.writing("masks") as folder:
+            folder.mkdir()
+            for label, mask in zip(output.labels, masks, strict=True):
+                if found.all[label.value]:
+                    _write_mask(folder / f"{label.value:04d}.nii", mask, own.affine)
+    else:
+        assert collector.labels is not None
+        array = _back(result, case, collector.labels)
+        if output.after:
+            array = apply_after(array, output.after, own.affine, jobs=ws.jobs)
+        found = count_map(array, max((label.value for label in output.labels), default=0))
+        ws.write_volume("labels", array, own.affine)
+    document = segments_document(model.card, output, labels, found, said)
+    _note_edges(ws, document)
+    ws.write_json("segments", document)
+    _finish_scores(result, case)
+    return bool(document["result"] == "processed")
+
+
+def _mask_after(mask: NDArray[Any], value: int, output: Output, affine: NDArray[np.float64], jobs: int) -> NDArray[Any]:
+    """Return a mask after those of the card's steps that name its label, or none."""
+    from dataclasses import replace
+
+    from mdcli.inference.after import apply_after
+    from mdcli.inference.steps_after import MapLabels
+
+    steps = [
+        replace(step, labels=())
+        for step in output.after
+        if not isinstance(step, MapLabels) and (not step.labels or value in step.labels)
     ]
-    cut = [str(s["name"]) for s in segments if s["touches_first_slice"] or s["touches_last_slice"]]
+    return apply_after(mask, steps, affine, jobs=jobs)
+
+
+def _write_mask(path: Path, mask: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    import numpy as np
+
+    from mdcli.imaging.nifti import nifti_header
+
+    with path.open("wb") as file:
+        file.write(nifti_header(mask.shape, np.dtype(np.uint8), affine))
+        for plane in mask:
+            file.write(np.ascontiguousarray(plane, np.uint8).tobytes())
+
+
+def _note_edges(ws: Workspace, document: Mapping[str, Any]) -> None:
+    edges = ("touches_first_slice", "touches_last_slice")
+    cut = [str(segment["name"]) for segment in document["segments"] if any(segment[edge] for edge in edges)]
     if cut:
         message = f"the first or the last slice is touched by {', '.join(cut)}, which may go on beyond"
         ws.note("touches-edge", message, labels=cut)
-    facts = session.facts()
-    ws.write_json(
-        "segments",
-        {
-            "schema": "md.segments/1",
-            "segments": segments,
-            "model": {"name": card.name, "version": card.version, "sha256": model.sha256},
-            "engine": {
-                "name": facts["engine"],
-                **{key: facts.get(key) for key in ("version", "precision", "provider", "device")},
-            },
-            "task": card.task,
-            "empty": card.empty,
-            "result": "nothing-found" if nothing else "processed",
-            "out_of_scope": out_of_scope,
-            **{key: geometry.get(key) for key in ("series_instance_uid", "frame_of_reference_uid")},
-            "series_description_prefix": card.series_description_prefix,
-            "regulatory": card.regulatory,
-            **{key: geometry.get(key) for key in ("completeness", "lossy", "padding", "made")},
-        },
+
+
+def _finish_scores(result: _Result, case: _Case) -> None:
+    """Bring the scores onto the volume's own grid, and say what they are."""
+    import numpy as np
+
+    from mdcli.workspace import json_bytes
+
+    if result.scores is None:
+        return
+    listed = []
+    own = case.volumes[0]
+    for label in result.output.labels:
+        path = result.scores / f"{label.value:04d}.npy"
+        if case.sheared:
+            values = _back(result, case, np.load(path).astype(np.float32), "linear")
+            np.save(path, values.astype("<f2"))
+        listed.append({"value": label.value, "file": path.name})
+    document = {
+        "schema": "md.scores/1",
+        "classes": listed,
+        "kind": "score" if result.output.activation == "none" else "probability",
+        "shape": list(own.array.shape[:3]),
+        "affine_lps": own.affine.tolist(),
+    }
+    (result.scores / "scores.json").write_bytes(json_bytes(document))
+
+
+def _write_instances(
+    result: _Result, model: ModelFolder, case: _Case, prepared: Prepared, said: Mapping[str, Any]
+) -> bool:
+    from dataclasses import replace
+
+    from mdcli.imaging.nifti import PATIENT
+    from mdcli.inference.after import apply_after
+    from mdcli.inference.tasks.instances import Objects, instances_document, settled
+
+    ws, output, collector = result.ws, result.output, result.collector
+    own, said_of = case.volumes[0], output.instances
+    assert said_of is not None and collector.labels is not None
+    if output.after:
+        collector.labels = apply_after(collector.labels, output.after, case.upright[0].affine, jobs=ws.jobs)
+    collector.tell_apart(prepared, case.upright[0].affine, ws.jobs)
+    assert collector.objects is not None
+    objects = collector.objects
+    if case.sheared:
+        array = _back(result, case, objects.map)
+        # What is thinner than a voxel may be lost on the way.
+        objects = settled(array, objects.values, objects.scores, replace(said_of, smallest_mm3=0.0), 1.0)
+    ws.write_volume("instances", objects.map, own.affine)
+    document = instances_document(objects, output.labels, said_of, own.affine, said, patient=own.plane == PATIENT)
+    ws.write_json("objects", document)
+    _finish_scores(result, case)
+    return bool(document["result"] == "processed")
+
+
+def _write_detections(result: _Result, model: ModelFolder, case: _Case, plan: Plan, said: Mapping[str, Any]) -> bool:
+    import numpy as np
+
+    from mdcli.errors import DataError
+    from mdcli.inference.tasks.detection import Boxes, detections_document, on_volume
+
+    output, upright = result.output, case.upright[0]
+    if case.sheared:
+        text = "the volume is sheared, and boxes at right angles to its own axes are none there"
+        raise DataError("sheared-volume", text, hint="md load-volume --untilt makes a volume at right angles")
+    assert output.detection is not None
+    axes = [(axis, plan.grid.axes[axis]) for axis in plan.grid.order]
+    lists = result.collector.boxes(plan, model.card.inputs)
+    ends = []
+    for boxes, place in lists:
+        apart = None
+        if place is not None and plan.grid.across is not None:
+            apart = {plan.grid.across: (place - 0.5, place + 0.5)}
+        ends.append(on_volume(boxes.ends, axes, apart))
+    every = Boxes(
+        np.concatenate([boxes.ends for boxes, _ in lists]),
+        np.concatenate([boxes.scores for boxes, _ in lists]),
+        np.concatenate([boxes.labels for boxes, _ in lists]),
     )
-    if nothing:
-        ws.nothing_found("nothing-found", f"the model {card.name} looked and found nothing")
+    order = np.argsort(-every.scores, kind="stable")
+    document = detections_document(
+        np.concatenate(ends)[order],
+        every.of(order),
+        output.labels,
+        output.detection,
+        case.geometry,
+        upright.affine,
+        said,
+    )
+    result.ws.write_json("detections", document)
+    return bool(document["result"] == "processed")
+
+
+def _write_classes(result: _Result, model: ModelFolder, case: _Case, plan: Plan, said: Mapping[str, Any]) -> bool:
+    from mdcli.inference.tasks.classification import SliceOf, classes_document, classify
+    from mdcli.inference.tasks.regression import regress
+
+    output, collector = result.output, result.collector
+    tensor = output.tensor or plan.others[0]
+    rows = collector.rows(tensor)
+    over: Any = output.over
+    slices: list[SliceOf] = []
+    if over == "slices" and plan.grid.across is not None:
+        listed = case.geometry.get("slices") or []
+        for found in collector.found:
+            k = found.window.parts[plan.grid.across].start
+            own = (
+                plan.grid.across == 0
+                and not case.sheared
+                and case.geometry.get("resampled") is None
+                and k < len(listed)
+            )
+            slices.append(SliceOf(k, listed[k].get("sop_instance_uid") if own else None))
+    elif case.volumes[0].array.shape[0] == 1:
+        over = "image"
+    if output.task == "regression":
+        assert output.unit is not None
+        vote: Any = output.vote
+        one = regress(
+            rows,
+            output.labels,
+            output.unit,
+            scale=output.scale,
+            offset=output.offset,
+            over=over,
+            vote=vote,
+            slices=slices,
+            name=output.name,
+        )
+    else:
+        activation: Any = output.activation
+        one = classify(
+            rows,
+            output.labels,
+            activation=activation,
+            multilabel=activation == "sigmoid",
+            thresholds=output.thresholds or (output.threshold,),
+            over=over,
+            vote=output.vote,
+            slices=slices,
+            name=output.name,
+        )
+    document = classes_document([one], said)
+    result.ws.write_json("classes", document)
+    return bool(document["result"] == "processed")
 
 
 def identity(ws: Workspace, params: Params) -> dict[str, Any]:
-    """Say what decides the labels beside volume and parameters: the model, the engine and what it runs on."""
-    from mdcli.inference.engines import check_device, find_engine
+    """Say what decides the result beside volumes and parameters: the model, the engine and what it runs on."""
+    from mdcli.inference.engines import find_engine
 
-    engine = find_engine(params.engine).identity(check_device(params.device))
     model = _model(params)
+    name = _engine_of(model, params)
+    engine = find_engine(name).identity(_devices(name, params)[0][0])
     return {"model": f"{model.card.name} {model.card.version}", "model_sha256": model.sha256, **engine}
+
+
+def also_reads(ws: Workspace, params: Params) -> tuple[str, ...]:
+    """Return the further volumes that the card asks for, and their geometry."""
+    if not params.model:
+        return ()
+    roles = [said.role for said in _model(params).card.inputs[1:]]
+    return tuple(role for name in roles for role in (name, name.replace("volume", "geometry", 1)))
+
+
+def reads_as(ws: Workspace, params: Params) -> Mapping[str, str]:
+    """Return the name of the first volume, where the card gives it one."""
+    name = _model(params).card.input.role.partition("-")[2] if params.model else ""
+    return {"volume": name} if name else {}
+
+
+def names(ws: Workspace, params: Params) -> Mapping[str, bool]:
+    """Return the names of several outputs' artifacts."""
+    outputs = _model(params).card.outputs if params.model else ()
+    return {_written_as(ws, output): True for output in outputs if output.name}
 
 
 def sources(ws: Workspace, params: Params) -> Sources | None:
@@ -419,7 +953,7 @@ def preload(params: Params) -> None:
     """Load the libraries and open the model."""
     import os
 
-    _session(_model(params), params, os.cpu_count() or 1)
+    _open(_model(params), params, os.cpu_count() or 1)
 
 
 STAGE = Stage(
@@ -427,10 +961,14 @@ STAGE = Stage(
     Params,
     run,
     reads=("volume", "geometry"),
-    writes=("labels", "segments"),
+    writes=KINDS,
     optional_reads=("series",),
-    version=1,
+    optional_writes=KINDS,
+    version=2,
     identity=identity,
     sources=sources,
     preload=preload,
+    also_reads=also_reads,
+    reads_as=reads_as,
+    names=names,
 )

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from mdcli.errors import ConfigError, MissingError
-from mdcli.inference.card import Clip, Normalize, Scale, find_model, read_card
+from mdcli.inference.card import Clip, Normalize, Scale, read_card
+from mdcli.inference.formats import Opening, find_model
 from mdcli.inference.onnxfile import external_files
 from tests.inference.nets import bands, card, label, network, write_model
 
@@ -196,7 +197,7 @@ def test_a_model_is_found_by_name_by_folder_by_card_and_by_network(tmp_path):
     write_model(tmp_path / "second" / "tiny", bands(), card(version="2.0.0"))
     folders = [tmp_path / "first", tmp_path / "second"]
     by_name = find_model("tiny", folders)
-    assert by_name.card.version == "1.0.0" and by_name.network == folder / "network.onnx"
+    assert by_name.card.version == "1.0.0" and by_name.networks == (folder / "network.onnx",)
     for path in (folder, folder / "model.yaml", folder / "network.onnx"):
         assert find_model(str(path), ()) == by_name
 
@@ -270,14 +271,14 @@ def test_weights_are_found_whatever_the_network_is_called(tmp_path, name):
     (tmp_path / "secret").write_bytes(b"0" * 16)
     for onnx_only in (True, False):
         with pytest.raises(ConfigError) as error:
-            find_model(str(folder), (), onnx=onnx_only)
+            find_model(str(folder), (), Opening(engine="onnxruntime" if onnx_only else "other"))
         assert error.value.code == "outside-folder"
 
 
 def test_another_engines_network_need_not_be_onnx(tmp_path):
     folder = write_model(tmp_path / "tiny", bands(), card(network="net.pt"))
     (folder / "net.pt").write_bytes(b"PK of another kind")
-    assert find_model(str(folder), (), onnx=False).network == folder / "net.pt"
+    assert find_model(str(folder), (), Opening(engine="other")).networks == (folder / "net.pt",)
     with pytest.raises(ConfigError) as error:
         find_model(str(folder), ())
     assert error.value.code == "bad-network"

@@ -75,7 +75,7 @@ def test_turning_and_resampling_gives_what_monai_gives(geometry, spacing):
     "name, steps, tolerance",
     [
         ("scaled", (Clip(-900, 1200), Scale((-900, 1200), (0, 1))), 1e-6),
-        ("normalised", (Normalize(None, None),), 2e-6),
+        ("normalised", (Normalize(None, None, "volume"),), 2e-6),
     ],
 )
 def test_intensities_are_prepared_as_monai_does(spacing, name, steps, tolerance):
@@ -150,7 +150,7 @@ def test_rows_do_not_depend_on_how_they_are_asked_for():
 @given(arrays(np.int16, st.tuples(st.integers(1, 40), st.integers(1, 5), st.integers(1, 5))))
 def test_statistics_are_those_of_the_whole_volume(volume):
     grid = network_grid(volume.shape, AXIAL, wants())
-    found = Preprocessor(volume, grid, (Normalize(None, None),)).statistics
+    found = Preprocessor(volume, grid, (Normalize(None, None, "volume"),)).statistics
     assert found is not None
     np.testing.assert_allclose([found.mean, found.std], [volume.mean(), volume.std()], rtol=1e-9, atol=1e-6)
 
@@ -161,7 +161,7 @@ def test_padding_counts_only_where_the_card_includes_it():
     grid = network_grid(volume.shape, AXIAL, wants())
     # Slice 0: -2000 is padding. Slice 1: nothing is. Slice 2: -3000 would be.
     ranges = [(-2000.0, -1900.0), None, (-3000.0, -3000.0)]
-    found = Preprocessor(volume, grid, (Normalize(None, None),), ranges).statistics
+    found = Preprocessor(volume, grid, (Normalize(None, None, "volume"),), ranges).statistics
     # Counted: twice -3000 and twice 100 in slice 1, four times 100 in slice 2.
     assert found == Statistics(pytest.approx(-675), pytest.approx(np.sqrt(2 * 2325**2 / 8 + 6 * 775**2 / 8)))
 
@@ -170,7 +170,7 @@ def test_a_volume_of_padding_alone_has_no_statistics():
     volume = np.zeros((2, 2, 2), np.int16)
     grid = network_grid(volume.shape, AXIAL, wants())
     with pytest.raises(DataError) as error:
-        Preprocessor(volume, grid, (Normalize(None, None),), [(0.0, 0.0)] * 2)
+        Preprocessor(volume, grid, (Normalize(None, None, "volume"),), [(0.0, 0.0)] * 2)
     assert error.value.code == "no-statistics"
 
 
@@ -182,7 +182,7 @@ def test_steps_are_applied_in_order():
 
 
 def test_a_volume_of_one_value_is_normalised_to_nothing():
-    np.testing.assert_array_equal(apply_steps(np.full(3, 7, np.float32), (Normalize(None, None),), Statistics(7, 0)), 0)
+    np.testing.assert_array_equal(apply_steps(np.full(3, 7, np.float32), (Normalize(None, None, "volume"),), Statistics(7, 0)), 0)
 
 
 def test_a_tilted_stack_is_sheared_and_a_rounded_one_is_not():

@@ -6,6 +6,7 @@ An engine of our own is a module here; another one is a plugin: an entry point o
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,9 +41,7 @@ class Session(Protocol):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
-    def run(
-        self, feeds: Mapping[str, NDArray[Any]], out: Mapping[str, NDArray[Any] | None]
-    ) -> dict[str, NDArray[Any]]:
+    def run(self, feeds: Mapping[str, NDArray[Any]], out: Mapping[str, NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
         """Run once.
 
         Args:
@@ -62,6 +61,24 @@ class Session(Protocol):
     def facts(self) -> dict[str, Any]:
         """Return what really runs: engine, version, precision, provider, device."""
         ...
+
+
+class Spread:
+    """One network on several devices: each run goes to the next of them."""
+
+    def __init__(self, sessions: tuple[Session, ...]) -> None:
+        self._sessions = sessions
+        self._next = itertools.cycle(sessions)
+        self.inputs, self.outputs = sessions[0].inputs, sessions[0].outputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], out: Mapping[str, NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
+        """Run once, on the next device. See `Session.run`."""
+        return next(self._next).run(feeds, out)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what really runs, with all devices."""
+        facts = [session.facts() for session in self._sessions]
+        return {**facts[0], "device": ", ".join(str(fact.get("device")) for fact in facts)}
 
 
 class Engine(Protocol):

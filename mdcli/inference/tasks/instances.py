@@ -22,7 +22,7 @@ from mdcli.inference.tasks.settings import MOST_INSTANCES, Instances
 if TYPE_CHECKING:
     from mdcli.inference.card import Label
 
-SCHEMA = "md.instances/1"
+SCHEMA = "md.objects/1"
 # Where an affine went through the float32 of a NIfTI header, a volume is off by this part at most.
 _ROUNDING = 1e-6
 # Voxels along an axis that are compared with the same few centres.
@@ -287,7 +287,7 @@ def instances_document(
     *,
     patient: bool = True,
 ) -> dict[str, Any]:
-    """Return `md.instances/1`, what the numbers in the map of objects stand for.
+    """Return `md.objects/1`, what the numbers in the map of objects stand for.
 
     Args:
         objects: on the volume's grid.

@@ -23,7 +23,7 @@ from mdcli.inference.tasks.instances import (
 )
 from mdcli.inference.tasks.settings import Instances, instances_problem
 
-SCHEMA = json.loads((Path(__file__).parents[3] / "mdcli" / "schemas" / "instances.json").read_text())
+SCHEMA = json.loads((Path(__file__).parents[3] / "mdcli" / "schemas" / "objects.json").read_text())
 PARTS = Instances(form="components")
 CENTRES = Instances(form="centres", heatmap="h", offsets="o", offset_axes=("z", "y", "x"), threshold=0.5, kernel=3)
 CODE = Code("1", "99TEST", "thing")
