@@ -20,6 +20,7 @@ NEEDS = {
     "read-rtstruct": "load-volume",
 }
 NEEDS |= {"resample-volume": "load-volume", "export": "load-volume"}
+NEEDS |= {"crop": "infer"}
 CANARY = "Canaryname"
 
 
@@ -33,6 +34,8 @@ def params_of(word: str, source: Path, model: str = "landmarks") -> dict[str, ob
         return {"file": foreign_of(source)}
     if word == "resample-volume":
         return {"as_name": "even", "isotropic": True}
+    if word == "crop":
+        return {"as_name": "part", "labels": ("1",), "margin": 10.0}
     if word == "export":
         return {"format": ("nrrd", "png")}
     return {"select-series": {"dicom": source}, "infer": {"model": model}}.get(word, {})

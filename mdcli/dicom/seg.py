@@ -28,15 +28,13 @@ from mdcli.dicom.sources import Sources, SourceSlice
 from mdcli.dicom.text import character_set, check_declared, check_text
 from mdcli.dicom.uids import derived_uid, settle_uids, stand_in
 from mdcli.errors import DataError
+from mdcli.imaging.label_maps import SAME_GRID_MM, corner_distance, in_order_of, whole_numbers
 from mdcli.imaging.nifti import Volume
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
     from pydicom.dataelem import DataElement
     from pydicom.dataset import Dataset
-
-SAME_GRID_MM = 1e-3
-"""How far a corner of the label grid may lie from the source grid, and a frame from its source plane."""
 
 _LARGEST_LABEL = 65535
 _UID_PURPOSES = ("series", "sop-instance", "dimension-organization")
@@ -144,7 +142,7 @@ def on_grid(labels: Volume, geometry: Mapping[str, Any]) -> Volume:
         DataError: `other-grid` where the shape differs or a corner is more than `SAME_GRID_MM` off; `float-labels`.
     """
     shape, affine = tuple(geometry["shape"]), np.array(geometry["affine_lps"], np.float64)
-    turned = _reordered(labels, affine)
+    turned = in_order_of(labels, affine)
     off = corner_distance(turned.affine, affine, shape) if shape == turned.array.shape else None
     if off is None or not off <= SAME_GRID_MM:
         raise DataError(
@@ -156,52 +154,7 @@ def on_grid(labels: Volume, geometry: Mapping[str, Any]) -> Volume:
             labels_affine_lps=np.asarray(labels.affine).tolist(),
             source_affine_lps=affine.tolist(),
         )
-    return Volume(_whole(turned.array), turned.affine, labels.unit)
-
-
-def _reordered(labels: Volume, affine: NDArray[np.float64]) -> Volume:
-    """Return a label map with its axes swapped and turned round to run as those of an affine; as it is where that can't be."""
-    try:
-        steps = np.linalg.solve(affine[:3, :3], np.asarray(labels.affine)[:3, :3])
-    except np.linalg.LinAlgError:
-        return labels
-    order = np.abs(steps).argmax(axis=1)
-    if not np.isfinite(steps).all() or sorted(order) != [0, 1, 2]:
-        return labels
-    voxels = labels.array.transpose(2, 1, 0).transpose(order)
-    turned = np.asarray(labels.affine, np.float64)[:, [*order, 3]]
-    for axis in range(3):
-        if steps[axis, order[axis]] < 0:
-            voxels = np.flip(voxels, axis)
-            turned[:3, 3] += turned[:3, axis] * (voxels.shape[axis] - 1)
-            turned[:3, axis] *= -1
-    voxels = voxels.transpose(2, 1, 0)
-    return (
-        Volume(np.ascontiguousarray(voxels), turned)
-        if (np.diag(steps) <= 0).any() or any(order != range(3))
-        else labels
-    )
-
-
-def _whole(array: NDArray[Any]) -> NDArray[Any]:
-    """Return labels as integers, slice by slice."""
-    if array.dtype.kind in "iub":
-        return array
-    if array.dtype.kind != "f":
-        raise DataError("float-labels", f"labels are whole numbers, not {array.dtype.name}")
-    whole = np.empty(array.shape, np.int32)
-    for k, plane in enumerate(array):
-        if not (np.isfinite(plane).all() and (plane == np.rint(plane)).all() and np.abs(plane).max() < 2**31):
-            raise DataError("float-labels", f"labels are whole numbers; slice {k + 1} holds others", slice=k)
-        whole[k] = plane
-    return whole
-
-
-def corner_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]) -> float:
-    """Return the largest distance in mm between the corners of one grid of shape (k, j, i) under two affines."""
-    k, j, i = np.array(shape) - 1
-    corners = np.array([[x, y, z, 1] for x in (0, i) for y in (0, j) for z in (0, k)], np.float64)
-    return float(np.linalg.norm(((np.asarray(one) - np.asarray(other)) @ corners.T)[:3], axis=0).max())
+    return Volume(whole_numbers(turned.array), turned.affine, labels.unit)
 
 
 def _rows(affine: NDArray[np.float64]) -> str:

@@ -58,6 +58,8 @@ def _reading(name: str) -> Iterator[None]:
 
 def _images(ws: Workspace) -> _Images:
     """Return the source images, by `geometry.json` and `series.json`, which must be about one series."""
+    from mdcli.imaging.cropping import image_positions
+
     geometry = ws.read_json("geometry")
     with _reading("geometry.json"):
         _refuse_unplaced(geometry, geometry["slices"])
@@ -74,6 +76,8 @@ def _images(ws: Workspace) -> _Images:
             if len([float(v) for v in entry["position_mm"]]) != 3:
                 raise ValueError
         [[float(v) for v in row] for row in geometry["affine_lps"]]
+        positions = image_positions({**geometry, "slices": entries})
+        entries = [{**entry, "position_mm": at} for entry, at in zip(entries, positions, strict=True)]
     with _reading("series.json"):
         known = {_text(i["path"]): (int(i["size"]), _text(i["header_sha256"])) for i in series["instances"]}
         scanned = series["series"].get("series_instance_uid")
@@ -179,6 +183,14 @@ def run(ws: Workspace, params: Params) -> None:
         why = " and ".join(geometry["resampled"]["why"])
         text = f"the volume was resampled ({why}): the labels are brought back to the planes of its images, by the nearest voxel"
         ws.note("labels-brought-back", text)
+    if geometry.get("crop"):
+        from mdcli.imaging.cropping import whole_planes
+
+        with _reading("geometry.json"):
+            labels = whole_planes(labels, geometry["crop"])
+        ws.note(
+            "labels-uncropped", "the volume is a part of its images' planes: the labels are put on the whole planes"
+        )
     with ws.span("count"), _reading("segments.json"):
         check_carried(document)
         segments, notes = describe(labels.array, document)
