@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the user's own settings and cache out of the tests."""
     os.environ["NO_COLOR"] = "1"
-    # Where torch is: the one thing of the machine that tests may be told.
-    for name in [name for name in os.environ if name.startswith("MD_") and name != "MD_TORCH_PYTHON"]:
+    # Where torch and the real servers are (MD_TEST_): what tests may be told of the machine.
+    kept = ("MD_TORCH_PYTHON", "MD_TEST_")
+    for name in [name for name in os.environ if name.startswith("MD_") and not name.startswith(kept)]:
         del os.environ[name]
     os.environ["MD_INDEX"] = "off"
     config.addinivalue_line("markers", "torch: needs torch, here or in the interpreter that MD_TORCH_PYTHON names")
