@@ -11,8 +11,10 @@ from typing import Any
 from mdcli.dicom.codecs import SYNTAXES
 from mdcli.dicom.geometry import TOLERANCES, Geometry
 from mdcli.dicom.instance import Instance
-from mdcli.dicom.loading import Plan, Reading, told_apart
+from mdcli.dicom.loading import Plan, Reading, header_of, told_apart
+from mdcli.dicom.opening import SourceFiles
 from mdcli.dicom.pixels import Layout, Rescale, SliceRead
+from mdcli.dicom.voi_lut import voi_lut_table
 from mdcli.imaging.nifti import PATIENT
 
 SCHEMA = "md.geometry/1"
@@ -52,7 +54,7 @@ def geometry_document(
         "volume": dict(told_apart(plan)),
         "colour": "RGB" if plan.is_colour else None,
         "photometric_interpretation": first.get("PhotometricInterpretation"),
-        "display": _display(first),
+        "display": _display(frames, reading.files),
         "transfer_syntaxes": sorted({layout.syntax for layout in plans}),
         "lossy": _lossy(frames, plans, reads),
         "padding": _padding(plan, reads),
@@ -121,12 +123,20 @@ def _slices(plan: Plan, frames: Sequence[Instance], rescale: Rescale, t: int | N
     ]
 
 
-def _display(frame: Instance) -> dict[str, Any]:
-    """Return what a display would still apply to the modality values: window or VOI LUT, polarity, palette.
+# What decides how a display shows an image, beside tables.
+_SHOWN_BY = ("PhotometricInterpretation", "PresentationLUTShape", "WindowCenter", "WindowWidth", "VOILUTFunction")
+
+
+def _display(frames: Sequence[Instance], files: SourceFiles) -> dict[str, Any]:
+    """Return what a display would still apply to the modality values: window or VOI LUT, polarity, palette; of the first image.
 
     Source: DICOM PS3.3 C.11.2 (VOI LUT), C.7.6.3.1.2 (MONOCHROME1 shows low values bright), C.11.6 (Presentation LUT Shape), C.7.9.
     """
+    frame = frames[0]
     photometric, shape = frame.get("PhotometricInterpretation"), frame.get("PresentationLUTShape")
+    tabled = {f.path for f in frames if f.get("VOILUTSequence") is not None}
+    # Tables of several files are not compared: their headers would all be read again.
+    alike = all(f.get(keyword) == frame.get(keyword) for f in frames for keyword in _SHOWN_BY)
     # An image of MONOCHROME1 has the shape INVERSE where it has one (PS3.3 C.8.11.3.1.2): the polarity is inverted once.
     return {
         "inverted": photometric == "MONOCHROME1" or shape == "INVERSE",
@@ -135,6 +145,8 @@ def _display(frame: Instance) -> dict[str, Any]:
         "window_width": _listed(frame.get("WindowWidth")),
         "voi_lut_function": frame.get("VOILUTFunction"),
         "voi_lut": frame.get("VOILUTSequence") is not None,
+        "voi_lut_table": voi_lut_table(frame, header_of(files, frame)) if frame.path in tabled else None,
+        "same_for_all": alike and (not tabled or len({f.path for f in frames}) == 1),
         "palette": photometric == "PALETTE COLOR",
         "presentation_intent_type": frame.get("PresentationIntentType"),
     }
