@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime
 import torch
 from monai.bundle import ConfigParser
-from monai.data import decollate_batch, list_data_collate
-from monai.transforms import Compose
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.transforms import Compose, Spacing
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -30,6 +30,7 @@ from tests.inference.formats.bundles import write_bundle  # noqa: E402
 OUT = ROOT / "tests" / "inference" / "data" / "bundles.npz"
 SHAPE = (36, 34, 22)
 CLOSE = 1e-3
+PIXDIM = (1.5, 0.9, 3.1)
 
 
 def rotation(degrees: float) -> np.ndarray:
@@ -125,6 +126,17 @@ def save_nifti(folder: Path, name: str, values: np.ndarray, affine: np.ndarray) 
     return folder / f"{name}.nii"
 
 
+def grids(found: dict[str, np.ndarray]) -> None:
+    """Say where Spacing puts its grid: (size, place of the first voxel in old voxels) for exact and for stored affines."""
+    for geometry in GEOMETRIES:
+        exact = found[f"{geometry}_affine_ras"]
+        for name, affine in (("exact", exact), ("stored", exact.astype(np.float32).astype(np.float64))):
+            image = MetaTensor(torch.zeros(1, *SHAPE), affine=torch.from_numpy(affine))
+            there = Spacing(PIXDIM)(image)
+            first = np.linalg.solve(affine, there.affine.numpy()[:, 3])[:3]
+            found[f"grid_{geometry}_{name}"] = np.array([there.shape[1:], first])
+
+
 def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, np.ndarray] = {}
@@ -132,6 +144,7 @@ def main() -> None:
         affine = np.eye(4)
         affine[:3, :3], affine[:3, 3] = axes, (41.5, 32.25, -80.0)
         found[f"{geometry}_affine_ras"] = affine
+    grids(found)
     found["ct"] = volume(1, air=-1000)
     for channel in range(4):
         found[f"mr{channel}"] = volume(10 + channel, air=0)

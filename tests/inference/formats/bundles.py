@@ -126,7 +126,7 @@ def whole_body() -> tuple[dict[str, Any], dict[str, Any]]:
     return metadata(4, ["background", "bone", "lung", "vessel"], window), config(
         displayable_configs={"highres": True, "sw_overlap": 0.25, "sw_batch_size": 1},
         image_key="image",
-        pixdim="$[1.7, 1.7, 1.7] if @displayable_configs#highres else [3.0, 3.0, 3.0]",
+        pixdim="$[1.65, 1.7, 1.75] if @displayable_configs#highres else [3.0, 3.0, 3.0]",
         modelname="$'model.pt' if @displayable_configs#highres else 'model_lowres.pt'",
         preprocessing=compose(
             {"_target_": "LoadImaged", "keys": "@image_key"},
