@@ -59,7 +59,7 @@ def no_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], l
     """Name a Python that leaves a mark wherever it is started, and return a function that gives the marks."""
     mark = tmp_path / "started"
     fake = tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\necho started >> {json.dumps(str(mark))}\nexit 1\n')
+    fake.write_text(f"#!/bin/sh\necho started >> {json.dumps(str(mark))}\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv(PYTHON_VARIABLE, str(fake))
     return lambda: mark.read_text().splitlines() if mark.exists() else []

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.update(CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="0")
+os.environ.update(CUDA_VISIBLE_DEVICES="-1", TF_CPP_MIN_LOG_LEVEL="3", TF_ENABLE_ONEDNN_OPTS="1")
 
 import keras
 import numpy as np
@@ -78,6 +78,22 @@ def freeze(model: keras.Model, path: Path, size: tuple[int | None, ...]) -> None
     path.write_bytes(frozen.graph.as_graph_def().SerializeToString(deterministic=True))
 
 
+def clara(path: Path) -> None:
+    """Write a frozen graph that has C first inside, as Clara Train's have: (N, 1, x, y, z) to two classes that add up to 1.
+
+    The last class is more likely where the mean of the voxels at x - 1, y, and z + 1 is above 0.5.
+    """
+    kernel = np.zeros((3, 3, 3, 1, 2), np.float32)
+    kernel[0, 1, 1, 0] = kernel[1, 1, 1, 0] = kernel[1, 1, 2, 0] = (-10 / 3, 10 / 3)
+    with tf.Graph().as_default() as graph:
+        image = tf.compat.v1.placeholder(tf.float32, (None, 1, None, None, None), name="NV_MODEL_INPUT")
+        deep = tf.raw_ops.Conv3D(input=image, filter=kernel, strides=[1] * 5, padding="SAME", data_format="NCDHW")
+        deep = deep + np.array([5, -5], np.float32).reshape(1, 2, 1, 1, 1)
+        shares = tf.exp(deep) / tf.reduce_sum(tf.exp(deep), axis=1, keepdims=True)
+        tf.identity(shares, name="NV_MODEL_OUTPUT")
+    path.write_bytes(graph.as_graph_def().SerializeToString(deterministic=True))
+
+
 def attacks(folder: Path) -> None:
     """Write networks that run code or touch files, each of which would make `canary` in the current folder."""
     image = keras.Input((8, 8, 8, 1), name="image")
@@ -118,6 +134,7 @@ def main() -> None:
     (folder / "unknown.pb").write_bytes(
         convert_variables_to_constants_v2(unknown).graph.as_graph_def().SerializeToString()
     )
+    clara(folder / "clara.pb")
     attacks(folder)
     if len(sys.argv) > 2:
         landmarks(sys.argv[2]).save(folder / "landmarks.keras")

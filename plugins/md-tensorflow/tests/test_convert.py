@@ -52,6 +52,16 @@ def test_every_kind_makes_what_tensorflow_makes(networks, tmp_path, name, channe
     assert converted.output_shapes[converted.outputs[0]][1:] == (3, 16, 24, 32)
 
 
+def test_a_graph_that_has_c_first_inside_keeps_its_axes(networks, tmp_path):
+    ports = {"inputs": [Port("NV_MODEL_INPUT", False, (1, 8, 12, 16))], "outputs": [Port("NV_MODEL_OUTPUT", False)]}
+    converted = convert(networks / "clara.pb", tmp_path, **ports)
+    image = np.zeros((1, 1, 8, 12, 16), np.float32)
+    image[0, 0, 3, 5, 7] = 3
+    (found,) = run(converted, {"NV_MODEL_INPUT": image}).values()
+    # The three places whose own voxel, whose neighbour at x - 1, or whose neighbour at z + 1 is the bright one.
+    assert np.argwhere(found[0].argmax(axis=0)).tolist() == [[3, 5, 6], [3, 5, 7], [4, 5, 7]]
+
+
 def test_the_batch_is_free_and_each_of_it_counts_alone(networks, tmp_path):
     converted = convert(networks / "net.keras", tmp_path, **SEGMENTATION)
     batch = np.random.default_rng(5).standard_normal((3, 2, 16, 24, 32)).astype(np.float32)
