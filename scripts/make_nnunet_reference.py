@@ -1,7 +1,8 @@
 """Write what nnU-Net's own predictor makes of small seeded models, for tests/inference/formats/test_nnunet.py.
 
     PYTHONPATH=. VENV/bin/python scripts/make_nnunet_reference.py                # tests/inference/data/nnunet
-    PYTHONPATH=. VENV/bin/python scripts/make_nnunet_reference.py --into FOLDER  # models with checkpoints, and references
+    PYTHONPATH=. VENV/bin/python scripts/make_nnunet_reference.py --into FOLDER  # models with checkpoints, and their references
+    PYTHONPATH=. VENV/bin/python scripts/make_nnunet_reference.py --parts        # only what its parts give: parts.npz
 
 VENV holds torch, nnunetv2 (made with 2.8.1), onnx, SimpleITK and what md needs. The models are those of tests/nnunet_cases.py,
 their weights random; the last layer's bias is moved until every class has its share. nnU-Net reads NIfTI in the training's
@@ -29,12 +30,31 @@ from nnunetv2.inference.export_prediction import (
     convert_predicted_logits_to_segmentation_with_correct_shape as converted,
 )
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
+from nnunetv2.preprocessing.cropping.cropping import create_nonzero_mask
+from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from mdcli.inference.formats import Opening
 from mdcli.inference.formats.nnunet import export_folds
-from tests.nnunet_cases import CASES, Case, dataset, plans, postprocessing, stored
+from tests.nnunet_cases import (
+    CASES,
+    FOREGROUND,
+    PREPARED,
+    RESAMPLED,
+    SIZES,
+    WINDOWS,
+    Case,
+    dataset,
+    noise,
+    plans,
+    postprocessing,
+    stored,
+    with_zeros,
+)
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "inference" / "data" / "nnunet"
 
@@ -152,12 +172,59 @@ def predicted(case: Case, folder: Path, *, exact: bool) -> tuple[np.ndarray, np.
     return written[0], written[1] != 0, logits.numpy()
 
 
+def parts() -> dict[str, np.ndarray]:
+    """Return what nnU-Net's resampling, preprocessing and window weights give for the small arrays of tests/nnunet_cases.py."""
+    found = {}
+    for name, (shape, spacing, wanted) in RESAMPLED.items():
+        size = compute_new_shape(shape, spacing, wanted)
+        array = noise(shape)[None]
+        options = {"force_separate_z": None, "order_z": 0}
+        found[f"cubic {name}"] = resample_data_or_seg_to_shape(array.copy(), size, spacing, wanted, order=3, **options)[
+            0
+        ]
+        found[f"back {name}"] = resample_data_or_seg_to_shape(
+            noise(tuple(size))[None], shape, wanted, spacing, order=1, **options
+        )[0].astype(np.float32)
+    for name, (schemes, masks, spacing, wanted) in PREPARED.items():
+        said = plans(CASES[0])
+        said["configurations"]["3d_fullres"] |= {
+            "spacing": list(wanted),
+            "normalization_schemes": list(schemes),
+            "use_mask_for_norm": list(masks),
+        }
+        said["foreground_intensity_properties_per_channel"] = {str(n): FOREGROUND for n in range(len(schemes))}
+        manager = PlansManager(said)
+        data, _, facts = DefaultPreprocessor(verbose=False).run_case_npy(
+            with_zeros(len(schemes)),
+            None,
+            {"spacing": list(spacing)},
+            manager,
+            manager.get_configuration("3d_fullres"),
+            {},
+        )
+        found[f"prepared {name}"], found[f"box {name}"] = data, np.array(facts["bbox_used_for_cropping"])
+    found["mask"] = create_nonzero_mask(with_zeros(2))
+    for window in WINDOWS:
+        weights = compute_gaussian(window, value_scaling_factor=10, device=torch.device("cpu"))
+        found[f"weights {window}"] = weights.numpy()
+        for size in SIZES:
+            starts = compute_steps_for_sliding_window([size] * len(window), window, 0.5)
+            found[f"starts {window} {size}"] = np.concatenate([np.array(each) for each in starts])
+    return found
+
+
 def main() -> None:
     """Write models and references."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--into", type=Path, help="a folder for models with checkpoints; nothing is exported")
-    into = parser.parse_args().into
+    parser.add_argument("--parts", action="store_true", help="write parts.npz and nothing else")
+    into, only_parts = parser.parse_args().into, parser.parse_args().parts
     torch.set_num_threads(2)
+    if into is None:
+        DATA.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(DATA / "parts.npz", **parts())
+    if only_parts:
+        return
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
         models = into or Path(temporary)
