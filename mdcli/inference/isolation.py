@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -64,15 +66,83 @@ def run_child(
         UnavailableError: `no-engine`.
         OutOfTimeError: `conversion-timeout`.
     """
+    child = _start(folder, request, python, script)
+    try:
+        status = child.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        text = f"converting {name} took over {timeout_s:g} s"
+        raise OutOfTimeError("conversion-timeout", text, seconds=timeout_s) from None
+    finally:
+        _end(child)
+    return _answer(folder, status, name, install)
+
+
+class LiveChild:
+    """A child that has loaded a network and runs it on one array after another.
+
+    Args:
+        folder: as `run_child`, whose other arguments and errors hold here too.
+        request: as `run_child`.
+        name: as `run_child`.
+        python: as `run_child`.
+        timeout_s: for loading, and for each run.
+    """
+
+    def __init__(
+        self, folder: Path, request: Mapping[str, Any], *, name: str, python: str | None, timeout_s: float
+    ) -> None:
+        self._folder, self._name, self._timeout_s = folder, name, timeout_s
+        self._child = _start(folder, {**request, "serve": True}, python, CHILD_FILE, pipes=True)
+        self.answer: Answer
+        try:
+            self.answer = self.ask("")
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, word: str) -> Answer:
+        """Send a word, and return the answer; the first answer, that it is ready, comes without one."""
+        child = self._child
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            if word:
+                child.stdin.write(word.encode() + b"\n")
+                child.stdin.flush()
+            ready, _, _ = select.select([child.stdout], [], [], self._timeout_s)
+            if not ready:
+                text = f"running {self._name} took over {self._timeout_s:g} s"
+                raise OutOfTimeError("conversion-timeout", text, seconds=self._timeout_s)
+            alive = child.stdout.read(1)
+        except BrokenPipeError:
+            alive = b""
+        status = 0 if alive else child.wait(self._timeout_s)
+        answer = _answer(self._folder, status, self._name, INSTALL_TORCH)
+        (self._folder / "answer.json").unlink()
+        return answer
+
+    def close(self) -> None:
+        """End the child."""
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        _end(self._child)
+
+
+def _start(
+    folder: Path, request: Mapping[str, Any], python: str | None, script: Path, *, pipes: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start a child on a request."""
     (folder / "request.json").write_text(json.dumps({**request, "memory": _memory()}), encoding="utf-8")
     command = [python or _python, "-I", "-B", "-X", "utf8", str(script), str(folder / "request.json")]
     variables = {"PATH": os.defpath, "HOME": str(folder), "TMPDIR": str(folder)}
     with (folder / "log.txt").open("wb") as log:
         try:
-            child = subprocess.Popen(
+            return subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
+                bufsize=0,
+                stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if pipes else log,
                 stderr=log,
                 env=variables,
                 cwd=folder,
@@ -80,14 +150,6 @@ def run_child(
             )
         except OSError as error:
             raise UnavailableError("no-engine", f"{command[0]} does not start: {error.strerror}") from error
-        try:
-            status = child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            text = f"converting {name} took over {timeout_s:g} s"
-            raise OutOfTimeError("conversion-timeout", text, seconds=timeout_s) from None
-        finally:
-            _end(child)
-    return _answer(folder, status, name, install)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

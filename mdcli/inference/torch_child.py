@@ -4,7 +4,7 @@ It is run by its path, by an interpreter that has torch and need not have mdcli:
 the request, and writes `answer.json` beside it:
 
     {"kind", "file", "shape", "network": {"target", "arguments", "imports"} or null, "state_key", "select_output", "onnx",
-     "largest_difference", "memory", "batches": N (run batch_0.npy ... instead of converting)}
+     "largest_difference", "memory", "serve": true (run it on batch.npy again and again instead of converting it)}
     {"isolated", "facts", "notes", "outputs"} or {"error", "message"}
 
 The file may be hostile as far as weights can be, and it is a program where its maker is trusted.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import pickle
 import pkgutil
 import resource
@@ -418,20 +419,38 @@ def seeded(torch: Any, shape: list[int]) -> Any:
     return torch.randn(shape, generator=torch.Generator().manual_seed(_SEED))
 
 
-def run_batches(network: Any, request: Mapping[str, Any], folder: Path) -> int:
-    """Run the network on `batch_N.npy`, write `out_N_PLACE.npy`, and return how many outputs there are."""
+def serve(network: Any, request: Mapping[str, Any], folder: Path, isolated: bool, answers: int) -> None:
+    """Run the network on `batch.npy` for each line that comes, and write `out_PLACE.npy`; a byte says that the answer is there.
+
+    Args:
+        network: loaded.
+        request: of this process.
+        folder: of the files.
+        isolated: whether this process is without network.
+        answers: the file descriptor that the bytes are written to.
+    """
     import numpy as np
     import torch
 
     module, _ = runnable(network, request["select_output"])
-    count = 0
-    for number in range(request["batches"]):
-        batch = np.load(folder / f"batch_{number}.npy", allow_pickle=False)
-        outputs = outputs_of(module, torch.from_numpy(batch))
-        for place, output in enumerate(outputs):
-            np.save(folder / f"out_{number}_{place}.npy", output, allow_pickle=False)
-        count = len(outputs)
-    return count
+    tell(folder, {"isolated": isolated, "facts": {"torch": torch.__version__}, "notes": [], "outputs": 0}, answers)
+    with open(0, "rb", buffering=0, closefd=False) as lines:
+        while lines.readline():
+            try:
+                batch = np.load(folder / "batch.npy", allow_pickle=False)
+                outputs = outputs_of(module, torch.from_numpy(batch))
+                for place, output in enumerate(outputs):
+                    np.save(folder / f"out_{place}.npy", output, allow_pickle=False)
+                found = {"isolated": isolated, "facts": {}, "notes": [], "outputs": len(outputs)}
+            except RefusedError as error:
+                found = {"error": error.code, "message": str(error)}
+            tell(folder, found, answers)
+
+
+def tell(folder: Path, found: Mapping[str, Any], answers: int) -> None:
+    """Write an answer, and a byte that says so."""
+    (folder / "answer.json").write_text(json.dumps(found), encoding="utf-8")
+    os.write(answers, b".")
 
 
 def first_line(error: BaseException) -> str:
@@ -439,9 +458,14 @@ def first_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:240] or type(error).__name__
 
 
-def answer(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Do what is asked."""
+def answer(request: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
+    """Do what is asked; None where it is done and answered."""
     isolated = isolate(request["memory"])
+    answers = -1
+    if request.get("serve"):
+        # What the file's code prints goes to the log, not among the answers.
+        answers = os.dup(1)
+        os.dup2(2, 1)
     warnings.filterwarnings("ignore")
     try:
         import onnx  # noqa: F401
@@ -451,13 +475,14 @@ def answer(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     except ImportError as error:
         return {"error": "no-engine", "message": f"it needs torch, onnx, onnxscript and onnxruntime: {error}"}
     network, plain = load(request, folder)
-    if "batches" in request:
-        return {"isolated": isolated, "facts": {}, "notes": [], "outputs": run_batches(network, request, folder)}
+    if request.get("serve"):
+        serve(network, request, folder, isolated, answers)
+        return None
     facts, notes, outputs = convert(network, request, folder)
     return {"isolated": isolated, "facts": {**facts, "checkpoint": plain}, "notes": notes, "outputs": outputs}
 
 
-def main(run: Callable[[Mapping[str, Any], Path], dict[str, Any]]) -> None:
+def main(run: Callable[[Mapping[str, Any], Path], dict[str, Any] | None]) -> None:
     """Read the request, write the answer."""
     file = Path(sys.argv[1])
     try:
@@ -466,7 +491,8 @@ def main(run: Callable[[Mapping[str, Any], Path], dict[str, Any]]) -> None:
         found = {"error": error.code, "message": str(error)}
     except Exception as error:
         found = {"error": "conversion-failed", "message": f"{type(error).__name__}: {first_line(error)}"}
-    file.with_name("answer.json").write_text(json.dumps(found), encoding="utf-8")
+    if found is not None:
+        file.with_name("answer.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 import tempfile
+import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from mdcli.errors import ConfigError, MissingError
-from mdcli.inference.isolation import CHILD_FILE, Answer, run_child
+from mdcli.inference.engines import misfit
+from mdcli.inference.isolation import CHILD_FILE, Answer, LiveChild, run_child
 from mdcli.inference.onnxfile import external_files
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+
+    from mdcli.inference.engines import Session
 
 TARGETS = re.compile(
     r"monai\.networks\.nets(\.[a-z0-9_]+)?\.[A-Za-z][A-Za-z0-9_]*"
@@ -156,46 +159,78 @@ def to_onnx(
     return found
 
 
-def run_torch(
-    file: Path,
-    batches: Sequence[NDArray[np.float32]],
-    *,
-    cache: Path,
-    trust: frozenset[str],
-    network: NetworkDefinition | None = None,
-    state_key: str | None = None,
-    select_output: int | None = None,
-    python: str | None = None,
-) -> list[list[NDArray[np.float32]]]:
-    """Run a file of torch by torch itself, in the child: the reference that an ONNX network is held to.
+class TorchSession:
+    """A file of torch, run by torch itself in the child: the reference that its ONNX network is held to.
+
+    It keeps to `mdcli.inference.engines.Session`.
 
     Args:
         file: as in `to_onnx`, whose other arguments and errors hold here too.
-        batches: arrays (N, C, ...), of one shape but for N.
+        converted: the ONNX session of the same file: its inputs and outputs are this one's.
         cache: a private folder for the child's files, which are removed.
         trust: as in `to_onnx`.
         network: as in `to_onnx`.
         state_key: as in `to_onnx`.
         select_output: as in `to_onnx`.
         python: as in `to_onnx`.
-
-    Returns:
-        For each batch the network's outputs, float32.
     """
-    import numpy as np
 
-    request = _request(batches[0].shape, network, state_key, select_output)
-    with _Checked(file, cache, trust, network) as checked:
-        for number, batch in enumerate(batches):
-            np.save(checked.folder / f"batch_{number}.npy", batch, allow_pickle=False)
-        answer = _convert(checked, {**request, "batches": len(batches)}, python)
-        return [
-            [
-                np.load(checked.folder / f"out_{number}_{place}.npy", allow_pickle=False).astype(np.float32)
-                for place in range(answer.outputs)
-            ]
-            for number in range(len(batches))
-        ]
+    def __init__(
+        self,
+        file: Path,
+        converted: Session,
+        *,
+        cache: Path,
+        trust: frozenset[str],
+        network: NetworkDefinition | None = None,
+        state_key: str | None = None,
+        select_output: int | None = None,
+        python: str | None = None,
+    ) -> None:
+        self.inputs, self.outputs = converted.inputs, converted.outputs
+        request = _request((1,), network, state_key, select_output)
+        self._lock = threading.Lock()
+        self._checked = _Checked(file, cache, trust, network)
+        whole = {**request, "kind": self._checked.kind, "file": self._checked.copy.name}
+        try:
+            folder, name = self._checked.folder, self._checked.name
+            self._child = LiveChild(folder, whole, name=name, python=python, timeout_s=TIMEOUT_S)
+        except BaseException:
+            self._checked.__exit__()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.close()
+        self._checked.__exit__()
+
+    def run(self, feeds: Mapping[str, NDArray[Any]], out: Mapping[str, NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
+        """Run once. See `Session.run`."""
+        import numpy as np
+
+        folder, names = self._checked.folder, [tensor.name for tensor in self.outputs]
+        found: dict[str, NDArray[Any]] = {}
+        with self._lock:
+            np.save(folder / "batch.npy", feeds[self.inputs[0].name], allow_pickle=False)
+            count = self._child.ask("run").outputs
+            if count != len(names):
+                raise misfit(f"{self._checked.name} gives {count} arrays, its ONNX network {len(names)}")
+            for name, given in out.items():
+                values = np.load(folder / f"out_{names.index(name)}.npy", allow_pickle=False)
+                if given is not None and given.shape != values.shape:
+                    raise misfit(f"{self._checked.name} makes {values.shape}, where the card makes it {given.shape}")
+                found[name] = values
+                if given is not None:
+                    given[...] = values
+                    found[name] = given
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Return what runs. See `Session.facts`."""
+        version = str(self._child.answer.facts.get("torch"))
+        return {"engine": "torch", "version": version, "precision": "float32", "provider": "torch", "device": "cpu"}
 
 
 def kind_of(file: Path) -> Kind:
@@ -405,11 +440,10 @@ class _Checked:
 def _convert(checked: _Checked, request: Mapping[str, Any], python: str | None) -> Answer:
     whole = {**request, "kind": checked.kind, "file": checked.copy.name, "onnx": _ONNX_FILE}
     answer = run_child(checked.folder, whole, name=checked.name, python=python, timeout_s=TIMEOUT_S)
-    if "batches" not in request:
-        weights = external_files(checked.folder / _ONNX_FILE)
-        missing = [each for each in weights if "/" in each or not (checked.folder / each).is_file()]
-        if missing:
-            raise ConfigError("conversion-failed", f"the ONNX network of {checked.name} names {missing[0][:80]!r}")
+    weights = external_files(checked.folder / _ONNX_FILE)
+    missing = [each for each in weights if "/" in each or not (checked.folder / each).is_file()]
+    if missing:
+        raise ConfigError("conversion-failed", f"the ONNX network of {checked.name} names {missing[0][:80]!r}")
     return answer
 
 

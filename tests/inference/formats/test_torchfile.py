@@ -20,7 +20,7 @@ import pytest
 from mdcli.errors import ConfigError, MdError, MissingError, OutOfTimeError, UnavailableError
 from mdcli.inference import isolation
 from mdcli.inference.formats import torchfile
-from mdcli.inference.formats.torchfile import NetworkDefinition, kind_of, run_torch, to_onnx
+from mdcli.inference.formats.torchfile import NetworkDefinition, TorchSession, kind_of, to_onnx
 
 UNET = NetworkDefinition(
     "monai.networks.nets.UNet",
@@ -488,17 +488,38 @@ def test_a_storage_that_says_it_is_huge_is_refused_by_torchs_loader(made, torch_
     assert caught.value.code == "bad-network"
 
 
+@pytest.fixture
+def converted(made, torch_python, tmp_path):
+    from mdcli.inference.engines import find_engine
+
+    found = convert(made / "weights.pt", tmp_path, python=torch_python)
+    return find_engine("onnxruntime").open(found.path, device="cpu", threads=1)
+
+
 @pytest.mark.torch
-def test_torch_itself_is_run_for_a_reference(made, torch_python, tmp_path):
+def test_torch_itself_is_run_for_a_reference(made, torch_python, tmp_path, converted):
     batch = np.random.default_rng(5).normal(size=(3, 1, 16, 16, 16)).astype("f4")
-    outputs = run_torch(
-        made / "weights.pt",
-        [batch[:1], batch[1:]],
-        cache=tmp_path / "c",
-        trust=frozenset(),
-        network=UNET,
-        python=torch_python,
-    )
-    found = np.concatenate([output for (output,) in outputs])
-    np.testing.assert_allclose(found, np.load(made / "expected.npy"), atol=1e-6)
-    assert list((tmp_path / "c").iterdir()) == []
+    cache = tmp_path / "live"
+    options = {"cache": cache, "trust": frozenset(), "network": UNET, "python": torch_python}
+    with TorchSession(made / "weights.pt", converted, **options) as session:
+        out = np.zeros((2, 3, 16, 16, 16), np.float32)
+        first = session.run({"input": batch[:1]}, {"output": None})["output"]
+        assert session.run({"input": batch[1:]}, {"output": out})["output"] is out
+        assert session.facts()["engine"] == "torch"
+        with pytest.raises(ConfigError) as caught:
+            session.run({"input": np.repeat(batch, 2, axis=1)}, {"output": None})
+        assert caught.value.code == "network-does-not-fit"
+        again = session.run({"input": batch[:1]}, {"output": None})["output"]
+        folder = session._checked.folder
+    np.testing.assert_allclose(np.concatenate([first, out]), np.load(made / "expected.npy"), atol=1e-6)
+    np.testing.assert_array_equal(again, first)
+    assert not folder.exists() and list(cache.iterdir()) == []
+
+
+@pytest.mark.torch
+def test_a_child_that_can_not_load_leaves_nothing(made, torch_python, tmp_path, converted):
+    options = {"cache": tmp_path / "live", "trust": frozenset(), "network": UNET, "python": torch_python}
+    with pytest.raises(ConfigError) as caught:
+        TorchSession(made / "short.pt", converted, **options)
+    assert caught.value.code == "network-does-not-fit"
+    assert list((tmp_path / "live").iterdir()) == []
