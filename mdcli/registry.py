@@ -27,6 +27,7 @@ STAGES = {
     "resample-volume": "mdcli.stages.resample_volume",
     "crop": "mdcli.stages.crop",
     "infer": "mdcli.stages.infer",
+    "merge-labels": "mdcli.stages.merge_labels",
     "write-seg": "mdcli.stages.write_seg",
     "read-seg": "mdcli.stages.read_seg",
     "read-rtstruct": "mdcli.stages.read_rtstruct",

@@ -20,7 +20,7 @@ NEEDS = {
     "read-rtstruct": "load-volume",
 }
 NEEDS |= {"resample-volume": "load-volume", "export": "load-volume"}
-NEEDS |= {"crop": "infer"}
+NEEDS |= {"crop": "infer", "merge-labels": "infer"}
 CANARY = "Canaryname"
 
 
@@ -36,6 +36,8 @@ def params_of(word: str, source: Path, model: str = "landmarks") -> dict[str, ob
         return {"as_name": "even", "isotropic": True}
     if word == "crop":
         return {"as_name": "part", "labels": ("1",), "margin": 10.0}
+    if word == "merge-labels":
+        return {"as_name": "merged", "maps": "labels"}
     if word == "export":
         return {"format": ("nrrd", "png")}
     return {"select-series": {"dicom": source}, "infer": {"model": model}}.get(word, {})

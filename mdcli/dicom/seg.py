@@ -524,7 +524,10 @@ def _description(segment: Described, request: Request, findings: list[Finding]) 
     from highdicom.seg import SegmentDescription
     from pydicom.sr.codedict import codes
 
-    entry, model = segment.entry, request.document.get("model") or {}
+    entry, document = segment.entry, request.document
+    # Where several models made the segments, each has its own.
+    made_by = {key: entry.get(key) or document.get(key) or {} for key in ("model", "engine")}
+    model = made_by["model"]
     name = check_text("SegmentLabel", str(entry["name"]))
     category, about_category = checked_code(entry.get("category"), "segmented property category")
     kind, about_kind = checked_code(entry.get("type"), name)
@@ -539,7 +542,7 @@ def _description(segment: Described, request: Request, findings: list[Finding]) 
         name=check_text("AlgorithmName", str(algorithm.get("name") or model.get("name") or "unknown")),
         family=codes.cid7162.ArtificialIntelligence,
         version=check_text("AlgorithmVersion", str(algorithm.get("version") or model.get("version") or "unknown")),
-        parameters=_parameters(request.document) or None,
+        parameters=_parameters(made_by) or None,
     )
     colour = entry.get("colour")
     tracked = bool(entry.get("tracking_id") and entry.get("tracking_uid"))
@@ -627,19 +630,27 @@ def _encode(
     from pydicom.sr.codedict import codes
 
     document, first = request.document, images[0]
-    model = document.get("model") or {}
-    name = check_text("ManufacturerModelName", str(model.get("name") or "unknown"))
-    label = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).upper()[:16]
+    models = _models(document)
+    names = [str(model.get("name") or "unknown") for model in models]
+    name = names[0] if len(names) == 1 else "several models"
+    label = "".join(c if c.isascii() and c.isalnum() else "_" for c in name).upper()
+    # highdicom takes only what begins with a letter and does not end with an underscore.
+    label = (label if label[:1].isalpha() else f"M_{label}")[:16].rstrip("_")
     scope = " (out of scope)" if document.get("out_of_scope") else ""
     description = f"{document.get('series_description_prefix', 'AI ')}{request.description or name}{scope}"
-    equipment = ContributingEquipment(
-        manufacturer="unknown",
-        purpose_of_reference=codes.DCM.ProcessingEquipment,
-        manufacturer_model_name=name,
-        software_versions=check_text("SoftwareVersions", str(model.get("version") or "unknown")),
-        device_serial_number=check_text("DeviceSerialNumber", str(model["sha256"])) if model.get("sha256") else None,
-        contribution_description=check_text("ContributionDescription", f"{_PURPOSE}. {_remarks(request)[0]}"),
-    )
+    equipment = [
+        ContributingEquipment(
+            manufacturer="unknown",
+            purpose_of_reference=codes.DCM.ProcessingEquipment,
+            manufacturer_model_name=check_text("ManufacturerModelName", own_name),
+            software_versions=check_text("SoftwareVersions", str(model.get("version") or "unknown")),
+            device_serial_number=check_text("DeviceSerialNumber", str(model["sha256"]))
+            if model.get("sha256")
+            else None,
+            contribution_description=check_text("ContributionDescription", f"{_PURPOSE}. {_remarks(request)[0]}"),
+        )
+        for own_name, model in zip(names, models, strict=True)
+    ]
     # highdicom logs a name that looks odd to it, so it gets a stand-in for the name and for nothing else.
     patient_name, first.PatientName = first.PatientName, "^"
     dataset = Segmentation(
@@ -659,11 +670,23 @@ def _encode(
         content_description=check_text("ContentDescription", f"{_PURPOSE}{scope}"),
         content_qualification="RESEARCH",
         series_description=check_text("SeriesDescription", description),
-        contributing_equipment=[equipment],
+        contributing_equipment=equipment,
         specific_character_set=None,
     )
     dataset.PatientName = patient_name
     return dataset
+
+
+def _models(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the models that made the segments, each once; one without a name where nothing says."""
+    if document.get("model"):
+        return [document["model"]]
+    held = [segment["model"] for segment in document.get("segments") or [] if segment.get("model")]
+    found: list[Mapping[str, Any]] = []
+    for model in held:
+        if model not in found:
+            found.append(model)
+    return found or [{}]
 
 
 def _series_number(first: Dataset, request: Request) -> int:
@@ -717,7 +740,8 @@ def _complete(dataset: Segmentation, sources: Sources, request: Request) -> None
     date, time = request.timestamp.strftime("%Y%m%d"), request.timestamp.strftime("%H%M%S")
     dataset.InstanceCreationDate = dataset.ContentDate = dataset.SeriesDate = DA(date)
     dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = TM(time)
-    for item in dataset.ContributingEquipmentSequence[-2:]:
+    # The models and highdicom; what stands before them acquired the images.
+    for item in dataset.ContributingEquipmentSequence[-1 - len(_models(request.document)) :]:
         item.ContributionDateTime = DT(date + time)
     organization = stand_in("dimension-organization")
     for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mdcli.errors import DataError
+from mdcli.errors import DataError, UsageError
 from mdcli.imaging.nifti import Volume
 
 SAME_GRID_MM = 1e-3
@@ -58,3 +59,21 @@ def corner_distance(one: NDArray[np.float64], other: NDArray[np.float64], shape:
     k, j, i = np.array(shape) - 1
     corners = np.array([[x, y, z, 1] for x in (0, i) for y in (0, j) for z in (0, k)], np.float64)
     return float(np.linalg.norm(((np.asarray(one) - np.asarray(other)) @ corners.T)[:3], axis=0).max())
+
+
+def listed(asked: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """Return the words of an option that may be repeated or hold a list with commas; a name may hold commas itself.
+
+    Args:
+        asked: as they were given.
+        known: the names that there are.
+    """
+    words = [word for text in asked for word in ([text] if text in known else text.split(","))]
+    return list(dict.fromkeys(word if word in known else word.strip() for word in words))
+
+
+def no_such_structure(word: str, known: Sequence[str]) -> UsageError:
+    """Return the error for a word that names no structure, with the near name or all of them."""
+    near = difflib.get_close_matches(word, known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}" if known else None
+    return UsageError("no-such-structure", f"no structure is called {word!r}", hint=hint)

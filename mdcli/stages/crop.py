@@ -94,7 +94,7 @@ def _held(
     boxes = boxes_of(whole_numbers(labels.array))
     if min(boxes, default=0) < 0:
         raise DataError("undescribed-label", f"label value {min(boxes)} is none that a segment can have")
-    wanted = chosen_values(params.labels, document, list(boxes)) if params.labels else list(boxes)
+    wanted = _chosen_values(params.labels, document, list(boxes)) if params.labels else list(boxes)
     absent = [value for value in wanted if value not in boxes]
     found = [boxes[value] for value in wanted if value in boxes]
     names = {entry["value"]: entry["name"] for entry in document.get("segments") or []}
@@ -127,7 +127,7 @@ def _check_space(
         raise DataError("grids-differ", message)
 
 
-def chosen_values(asked: Sequence[str], document: Mapping[str, Any], present: Sequence[int]) -> list[int]:
+def _chosen_values(asked: Sequence[str], document: Mapping[str, Any], present: Sequence[int]) -> list[int]:
     """Return the label values that were asked for by value or name.
 
     Args:
@@ -136,25 +136,22 @@ def chosen_values(asked: Sequence[str], document: Mapping[str, Any], present: Se
         present: values that have voxels.
 
     Raises:
-        UsageError: `no-such-label`.
+        UsageError: `no-such-structure`.
     """
-    import difflib
+    from mdcli.imaging.label_maps import listed, no_such_structure
 
     names: dict[str, list[int]] = {}
     for entry in document.get("segments") or []:
         names.setdefault(str(entry["name"]), []).append(int(entry["value"]))
     known = {value for values in names.values() for value in values} | {*present}
     found: list[int] = []
-    for item in [part for text in asked for part in ([text] if text in names else text.split(","))]:
-        word = item.strip()
+    for word in listed(asked, names):
         if word in names:
             found += names[word]
         elif word.isascii() and word.isdecimal() and int(word) in known:
             found.append(int(word))
         else:
-            near = difflib.get_close_matches(word, names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or sorted(known)}"
-            raise UsageError("no-such-label", f"no structure has the name or value {word!r}", hint=hint)
+            raise no_such_structure(word, [*names, *map(str, sorted(known))])
     return list(dict.fromkeys(found))
 
 
