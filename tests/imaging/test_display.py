@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.pixels.processing import apply_voi_lut
@@ -278,3 +279,17 @@ def test_slices_with_windows_of_their_own_are_not_displayed_together(tmp_path):
     assert said["same_for_all"] is False
     with pytest.raises(DataError):
         display_chain(said, "voi")
+
+
+def test_a_real_radiograph_is_displayed_as_pydicom_displays_it(tmp_path, shared_data):
+    root = shared_data / "24_dx_2d_mono1" / "dicom"
+    ws = workspace(tmp_path / "ws", root)
+    run_stage(load_volume.STAGE, ws)
+    said = json.loads((ws / "geometry.json").read_text())["display"]
+    found = displayed(read_nifti(ws / "volume.nii").array, said, "presentation")[0]
+    ds = dcmread(root / "dx_image.dcm")
+    assert (ds.PhotometricInterpretation, ds.BitsStored) == ("MONOCHROME1", 8)
+    theirs = 1 - apply_voi_lut(ds.pixel_array, ds) / 255
+    np.testing.assert_allclose(found, theirs, atol=1e-6)
+    # The air around is black.
+    assert found[:5, :5].mean() < 0.2 < found.mean()

@@ -135,7 +135,10 @@ def not_overlapping(ends: Floats, scores: Floats, threshold: float) -> NDArray[n
 
 
 def merge(found: Sequence[tuple[Boxes, Sequence[int]]], said: Detection, size: Sequence[int]) -> Boxes:
-    """Return the boxes of all windows, or of several networks, on the whole grid.
+    """Return the boxes of all windows, or of several networks, on the whole grid; of equal scores the larger box is the better.
+
+    An object that a window's edge cuts has a box of its part there. It goes where the whole box is found with at least its score,
+    and both overlap by more than `nms`.
 
     Args:
         found: boxes of each window, and where the window starts, axes in the order of the network's input.
@@ -144,7 +147,10 @@ def merge(found: Sequence[tuple[Boxes, Sequence[int]]], said: Detection, size: S
     """
     moved = [Boxes(b.ends + np.array(start, np.float32), b.scores, b.labels) for b, start in found]
     whole = _within(_joined(moved, len(size)), size, 0)
-    return best(whole, said) if len(found) > 1 else whole
+    if len(found) == 1:
+        return whole
+    sizes = np.prod(whole.ends[:, 1] - whole.ends[:, 0], axis=1)
+    return best(whole.of(np.argsort(-sizes, kind="stable")), said)
 
 
 def _of_anchors(

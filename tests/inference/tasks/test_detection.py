@@ -245,9 +245,13 @@ def test_a_box_that_two_windows_see_is_found_once():
         return detect(decoded([box], [score], [0]), BOXES, ("x", "y", "z"), (16, 16, 16), 1)
 
     left, right = window([6, 2, 2, 12, 8, 8], 0.8), window([0, 2, 2, 4, 8, 8], 0.9)
+    part = window([0, 2, 2, 4, 8, 8], 0.8)
     found = merge([(left, (0, 0, 0)), (right, (8, 0, 0))], BOXES, (24, 16, 16))
     # Of 6 voxels the right window sees 4: 4 / 6 overlap, the better score stays.
     assert found.ends.tolist() == [[[8, 2, 2], [12, 8, 8]]]
+    # Both sure: the part goes, whichever window comes first.
+    for windows in ([(left, (0, 0, 0)), (part, (8, 0, 0))], [(part, (8, 0, 0)), (left, (0, 0, 0))]):
+        assert merge(windows, BOXES, (24, 16, 16)).ends.tolist() == [[[6, 2, 2], [12, 8, 8]]]
     apart = merge([(left, (0, 0, 0)), (left, (8, 8, 8))], BOXES, (18, 24, 24))
     assert apart.ends[:, :, 0].tolist() == [[6, 12], [14, 18]]
 
