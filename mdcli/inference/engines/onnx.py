@@ -179,8 +179,8 @@ def _provider_options(
     half = options.get("precision") == "float16"
     if not half and not options.get("no_tf32"):
         # TensorRT has no option of onnxruntime's for it.
-        text = "TensorRT computes in TF32 unless the environment says NVIDIA_TF32_OVERRIDE=0"
-        raise UnavailableError("no-device", text, hint="set it, or --device cuda")
+        text = "TensorRT computes in TF32 unless NVIDIA_TF32_OVERRIDE=0 is set"
+        raise UnavailableError("no-device", text, hint="export it, or --device cuda")
     tensorrt = {"device_id": str(index), "trt_fp16_enable": str(int(half)), "trt_engine_cache_enable": "0"}
     if memory:
         tensorrt["trt_max_workspace_size"] = str(memory)
