@@ -176,7 +176,7 @@ class KServeSession:
             raise misfit(f"the model has no input {', '.join(sorted(unknown))}; it has {_names(self.inputs)}")
         wanted = [self._wanted(name, array) for name, array in out.items()]
         try:
-            reply = self._persist(lambda: self._once(given, wanted))
+            reply = self._persist(lambda: self._once_ready(given, wanted))
         except Refused as refused:
             raise self._explained(refused, "network-failed") from None
         self._keep_version(reply.version)
@@ -212,6 +212,15 @@ class KServeSession:
         if array is not None and not array.flags.c_contiguous:
             raise ValueError(f"the array for {name} is not contiguous")
         return Wanted(tensor, array)
+
+    def _once_ready(self, given: list[Given], wanted: list[Wanted]) -> Reply:
+        try:
+            return self._once(given, wanted)
+        except Refused as refused:
+            # A server that was started anew answers before it has loaded its models: that passes.
+            if refused.access or self._transport.ready():
+                raise
+            raise Lost(f"its model {self._address.model} is not ready") from None
 
     def _once(self, given: list[Given], wanted: list[Wanted]) -> Reply:
         layout = _layout(given, wanted)

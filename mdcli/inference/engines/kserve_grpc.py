@@ -245,7 +245,7 @@ class Grpc:
         if code == codes.INTERNAL and "deserializing response" in text:
             return ConfigError("bad-reply", "the server's answer is no message of the protocol")
         access = code in (codes.UNAUTHENTICATED, codes.PERMISSION_DENIED)
-        return Refused(f"{code.name}: {text}", access=access, unknown=code == codes.NOT_FOUND)
+        return Refused(f"{code.name}: {text}", access=access)
 
     def _channel(self, limit_bytes: int) -> Any:
         """Return a connection that takes answers of at most about `limit_bytes`: no server makes us hold more."""
@@ -313,10 +313,10 @@ def _reply(said: Any, wanted: Sequence[Wanted]) -> Reply:
         outputs[entry.name] = array
         if want.place is not None:
             continue
-        if entry.HasField("contents") and entry.datatype != "FP16":
-            numbers = np.array(getattr(entry.contents, _CONTENTS[array.dtype.name]), array.dtype)
-        elif raw and len(raw[0]) == array.nbytes:
+        if raw and len(raw[0]) == array.nbytes:
             numbers = np.frombuffer(raw.pop(0), array.dtype)
+        elif not raw and array.dtype.name in _CONTENTS:
+            numbers = np.array(getattr(entry.contents, _CONTENTS[array.dtype.name]), array.dtype)
         else:
             held = f"{len(raw[0])} bytes" if raw else "nothing"
             bad_reply(f"holds {held} of {want.tensor.name}, where its shape makes {array.nbytes}")

@@ -236,7 +236,6 @@ class Http:
         raise Refused(
             f"{status}: {text}" if text else status,
             access=answer.status in _ACCESS,
-            unknown=answer.status == HTTPStatus.NOT_FOUND,
         )
 
 

@@ -57,12 +57,11 @@ class Refused(Exception):
     Args:
         text: why, in the server's words; they may be anything.
         access: it wants to know who asks, or does not allow it.
-        unknown: there is no such thing there.
     """
 
-    def __init__(self, text: str, *, access: bool = False, unknown: bool = False) -> None:
+    def __init__(self, text: str, *, access: bool = False) -> None:
         super().__init__(text)
-        self.access, self.unknown = access, unknown
+        self.access = access
 
 
 @dataclass(frozen=True)
@@ -180,10 +179,11 @@ def bad_reply(what: str) -> NoReturn:
 
 
 def plain(text: object, longest: int = 300) -> str:
-    """Return a server's words as one line of printable text."""
-    line = " ".join(str(text)[: 4 * longest].split())
+    """Return a server's words as one line of printable text; of a long one the begin and, where a traceback says why, the end."""
+    line = " ".join(str(text)[:MAX_WORDS_BYTES].split())
     line = "".join(sign if sign.isprintable() else "?" for sign in line)
-    return line if len(line) <= longest else line[: longest - 3] + "..."
+    begin = longest // 3
+    return line if len(line) <= longest else f"{line[:begin]}...{line[begin + 3 - longest :]}"
 
 
 def server_of(said: Mapping[str, Any]) -> Server:
