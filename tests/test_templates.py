@@ -42,5 +42,5 @@ def test_the_stage_template_keeps_the_contract(tmp_path, monkeypatch):
 
 def test_every_template_says_what_it_is():
     templates = Path(__file__).parents[1] / "templates"
-    assert {p.name for p in templates.iterdir()} == {"makefile", "model", "stage"}
+    assert {p.name for p in templates.iterdir()} == {"makefile", "model", "stage", "two-stage"}
     assert all((p / "ABOUT.txt").read_text().strip() for p in templates.iterdir())

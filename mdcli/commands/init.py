@@ -11,7 +11,9 @@ import typer
 def init(
     template: Annotated[
         str | None,
-        typer.Argument(help="Which one; without it, the list.", autocompletion=lambda: ["makefile", "model", "stage"]),
+        typer.Argument(
+            help="Which one; without it, the list.", autocompletion=lambda: ["makefile", "model", "stage", "two-stage"]
+        ),
     ] = None,
     folder: Annotated[Path, typer.Argument(help="Where to.")] = Path(),
 ) -> None:
