@@ -24,7 +24,7 @@ LARGEST_MARGIN = 1e-3
 JUDGED_VOXELS = 1000
 """A class must have more than these in some volume."""
 LARGEST_DIFFERENCE = 1e-3
-"""Of numbers that are no scores of voxels, as a part of their range in the reference."""
+"""Of an array that is no map of labels, as a part of its range in the reference."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,20 @@ class ClassParity:
 
 
 @dataclass(frozen=True)
+class Number:
+    """An array that is no map of labels: its largest difference and what is allowed, as parts of the reference's range."""
+
+    name: str
+    difference: float
+    allowed: float = LARGEST_DIFFERENCE
+
+    @property
+    def good(self) -> bool:
+        """Say whether it is as it must be."""
+        return self.difference <= self.allowed
+
+
+@dataclass(frozen=True)
 class ParityReport:
     """Two runs on one volume.
 
@@ -65,7 +79,7 @@ class ParityReport:
         voxels: compared; for masks those of all of them.
         differing: of these.
         margin: the largest margin of the reference where they differ; 0 where they do not.
-        numbers: of outputs that are no maps: by name the largest difference, as a part of the reference's range.
+        numbers: arrays beside the maps.
     """
 
     volume: str
@@ -73,7 +87,7 @@ class ParityReport:
     voxels: int = 0
     differing: int = 0
     margin: float = 0.0
-    numbers: tuple[tuple[str, float], ...] = ()
+    numbers: tuple[Number, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -81,7 +95,7 @@ class ParityReport:
         return (
             all(one.good for one in self.classes)
             and self.margin < LARGEST_MARGIN
-            and all(difference <= LARGEST_DIFFERENCE for _, difference in self.numbers)
+            and all(number.good for number in self.numbers)
         )
 
 
@@ -212,12 +226,13 @@ def judge(reports: Iterable[ParityReport]) -> Verdict:
             failures.append(
                 f"{place}{report.differing} voxels differ, up to a margin of {report.margin:.2g} in the reference"
             )
-        for name, difference in report.numbers:
-            if difference > LARGEST_DIFFERENCE:
-                failures.append(f"{place}{name} differs by {difference:.2g} of its range")
-    judged = {one.value for report in volumes for one in report.classes if one.judged}
-    names = {one.value: one.name for report in volumes for one in report.classes}
-    return Verdict(volumes, tuple(failures), tuple(name for value, name in names.items() if value not in judged))
+        for number in report.numbers:
+            if not number.good:
+                text = f"{number.name} differs by {number.difference:.2g} of its range, over {number.allowed:g}"
+                failures.append(place + text)
+    judged = {one.name for report in volumes for one in report.classes if one.judged}
+    names = dict.fromkeys(one.name for report in volumes for one in report.classes)
+    return Verdict(volumes, tuple(failures), tuple(name for name in names if name not in judged))
 
 
 def table(verdict: Verdict) -> list[str]:
@@ -234,7 +249,7 @@ def table(verdict: Verdict) -> list[str]:
             lines.append(f"  {one.name:<24.24} {one.reference:>10} {one.ours:>10} {one.dice:>10.6f}{word}")
         if report.voxels:
             lines.append(f"  {report.differing} of {report.voxels} voxels differ, margin up to {report.margin:.2g}")
-        lines += [f"  {name}: differs by {difference:.2g} of its range" for name, difference in report.numbers]
+        lines += [f"  {one.name}: differs by {one.difference:.2g} of its range" for one in report.numbers]
     lines += [f"fails: {text}" for text in verdict.failures]
     if verdict.not_judged:
         listed = ", ".join(verdict.not_judged)
@@ -263,7 +278,9 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
                 "voxels": report.voxels,
                 "differing": report.differing,
                 "margin": report.margin,
-                "numbers": dict(report.numbers),
+                "numbers": [
+                    {"name": one.name, "difference": one.difference, "allowed": one.allowed} for one in report.numbers
+                ],
             }
             for report in verdict.reports
         ],

@@ -150,13 +150,43 @@ def to_onnx(
             return found
         answer = _convert(checked, request, python)
         checked.copy.unlink()
-        document = {"sha256": _sha256(checked.folder / _ONNX_FILE), "notes": answer.notes, "facts": answer.facts}
+        document = {
+            "sha256": _sha256(checked.folder / _ONNX_FILE),
+            "source_sha256": checked.sha256,
+            "request": request,
+            "notes": answer.notes,
+            "facts": answer.facts,
+        }
         (checked.folder / _FACTS_FILE).write_text(json.dumps(document, indent=1), encoding="utf-8")
         _keep(checked.folder, entry)
     found = _cached(entry)
     if found is None:
         raise ConfigError("conversion-failed", f"{file.name} was converted, and the result is gone from the cache")
     return found
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an ONNX network of the cache was converted from: the arguments of `to_onnx`, and the file's SHA-256."""
+
+    sha256: str
+    network: NetworkDefinition | None
+    state_key: str | None
+    select_output: int | None
+    facts: Mapping[str, Any]
+
+
+def origin_of(network: Path) -> Origin | None:
+    """Return what an ONNX network was converted from; None where it was not converted here."""
+    try:
+        document = json.loads(network.with_name(_FACTS_FILE).read_text(encoding="utf-8"))
+        request, said = document["request"], document["request"]["network"]
+        definition = NetworkDefinition(said["target"], said["arguments"], tuple(said["imports"])) if said else None
+        return Origin(
+            document["source_sha256"], definition, request["state_key"], request["select_output"], document["facts"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class TorchSession:
