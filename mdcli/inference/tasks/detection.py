@@ -105,25 +105,26 @@ def best(boxes: Boxes, said: Detection) -> Boxes:
     kept = np.zeros(len(boxes), bool)
     for label in np.unique(boxes.labels):
         of_label = np.flatnonzero(boxes.labels == label)
-        kept[of_label[not_overlapping(boxes.ends[of_label], boxes.scores[of_label], said.nms)]] = True
+        kept[of_label[not_overlapping(boxes.ends[of_label], boxes.scores[of_label], said.nms, said.most)]] = True
     chosen = np.flatnonzero(kept)
     return boxes.of(chosen[np.argsort(-boxes.scores[chosen], kind="stable")][: said.most])
 
 
-def not_overlapping(ends: Floats, scores: Floats, threshold: float) -> NDArray[np.intp]:
+def not_overlapping(ends: Floats, scores: Floats, threshold: float, most: int | None = None) -> NDArray[np.intp]:
     """Return the indices of boxes that overlap no better one, the best first; of equal scores the first box is the better.
 
     Args:
         ends: (n, 2, axes).
         scores: (n,).
         threshold: intersection over union above which the worse of two boxes goes.
+        most: how many are wanted; None: all.
 
     Source: torchvision.ops.nms, in float32 as there.
     """
     left = np.argsort(-scores, kind="stable")
     sizes = np.prod(ends[:, 1] - ends[:, 0], axis=1, dtype=np.float32)
-    kept = []
-    while left.size:
+    kept: list[np.intp] = []
+    while left.size and (most is None or len(kept) < most):
         first, left = left[0], left[1:]
         kept.append(first)
         low = np.maximum(ends[first, 0], ends[left, 0])

@@ -233,7 +233,7 @@ def measured(objects: Objects, affine: NDArray[np.float64]) -> list[dict[str, An
     """Return what is known of each object.
 
     Args:
-        objects: on the grid of `affine`, each with a voxel at least (`settled` sees to that).
+        objects: on the grid of `affine`; one without a voxel there is left out.
         affine: 4x4, voxel (i, j, k, 1) to mm, LPS+.
 
     Returns:
@@ -259,7 +259,7 @@ def measured(objects: Objects, affine: NDArray[np.float64]) -> list[dict[str, An
     size = abs(float(np.linalg.det(affine[:3, :3])))
     last = len(objects.map) - 1
     rows = []
-    for n in range(1, count + 1):
+    for n in (np.flatnonzero(voxels[1:]) + 1).tolist():
         centre = affine @ [*(sums[n] / voxels[n]), 1]
         rows.append(
             {

@@ -147,6 +147,7 @@ def test_boxes_of_two_thirds_overlap_go_where_a_third_is_allowed():
     scores = np.array([0.6, 0.9], np.float32)
     assert not_overlapping(ends, scores, 0.6).tolist() == [1]
     assert not_overlapping(ends, scores, 0.7).tolist() == [1, 0]
+    assert not_overlapping(ends, scores, 0.7, most=1).tolist() == [1]
 
 
 @given(arrays(np.float32, (12, 2, 3), elements=st.floats(0, 9, width=16)), st.floats(0.01, 0.99))

@@ -223,6 +223,11 @@ def test_an_object_is_measured_on_an_oblique_grid():
     assert second["touches_first_slice"] and second["first_ijk"] == [0, 0, 0]
 
 
+def test_an_object_without_a_voxel_is_not_measured():
+    rows = measured(Objects(np.array([[[0, 2]]], np.uint16), np.array([1, 1])), np.eye(4))
+    assert [row["number"] for row in rows] == [2]
+
+
 def test_what_lost_its_voxels_on_another_grid_is_gone():
     numbers = np.array([[[3, 3, 0, 1]]], np.uint16)
     found = settled(numbers, np.array([7, 8, 9]), np.array([0.1, 0.2, 0.3]), PARTS, 1.0)

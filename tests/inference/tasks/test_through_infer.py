@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import jsonschema
@@ -11,9 +12,13 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper, save
 
 from mdcli.imaging.nifti import read_nifti
+from mdcli.inference.card import Input
+from mdcli.inference.grid import network_grid
 from mdcli.registry import load_stage
 from mdcli.testing import ListReporter, run_stage
 from tests.inference.nets import card, label
+from tests.inference.tasks.test_detection import SPACE, stored
+from tests.inference.tasks.test_instances import discs
 from tests.made_series import workspace, write_series, write_slice
 
 SCHEMAS = Path(__file__).parents[3] / "mdcli" / "schemas"
@@ -32,8 +37,9 @@ def graph(nodes, outputs, weights=(), shape=("n", 1, "a", "b", "c")):
     return helper.make_model(found, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def box_network():
+def box_network(dims=3):
     """Return a network that gives the box around all voxels above 300, first ends then last ones, and 1 where there are any."""
+    axes = range(2, 2 + dims)
     node = helper.make_node
     nodes = [
         node("Greater", ["image", "level"], ["above"]),
@@ -43,9 +49,9 @@ def box_network():
     ]
     ends = []
     for last in (0, 1):
-        for axis in (2, 3, 4):
+        for axis in axes:
             name = f"{axis}{last}"
-            others = [a for a in range(5) if a != axis]
+            others = [a for a in range(2 + dims) if a != axis]
             nodes += [
                 node("ReduceMax", ["mask"], [f"line{name}"], axes=others, keepdims=0),
                 node("ArgMax", [f"line{name}"], [f"at{name}"], axis=0, keepdims=1, select_last_index=last),
@@ -62,9 +68,9 @@ def box_network():
         "zero": np.array([0]),
         "one": np.array([1]),
         "one_one": np.array([1, 1, 1]),
-        "one_six": np.array([1, 1, 6]),
+        "one_six": np.array([1, 1, 2 * dims]),
     }
-    return graph(nodes, {"boxes": ["n", 1, 6], "scores": ["n", 1, 1]}, weights)
+    return graph(nodes, {"boxes": ["n", 1, 2 * dims], "scores": ["n", 1, 1]}, weights, ("n", 1, *"abc"[:dims]))
 
 
 def of_task(task, output, **changes):
@@ -309,3 +315,109 @@ def test_objects_are_told_apart_and_measured(block, tmp_path):
     assert found["voxels"] == 2 * 5 * 5
     assert found["volume_mm3"] == pytest.approx(50 * 1.25 * 2 * 3.5, rel=1e-5)
     assert (read_nifti(block / "instances-objects.nii").array == 1).sum() == 50
+
+
+def constant_network(outputs):
+    """Return a network that gives these arrays whatever it sees."""
+    nodes = [
+        helper.make_node("ReduceSum", ["image"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "nothing"], ["zero"]),
+        *(helper.make_node("Add", [f"const_{name}", "zero"], [name]) for name in outputs),
+    ]
+    weights = {f"const_{name}": np.asarray(array, np.float32) for name, array in outputs.items()}
+    shapes = {name: list(np.shape(array)) for name, array in outputs.items()}
+    return graph(nodes, shapes, {**weights, "nothing": np.float32(0)}, (1, 1, "a", "b", "c"))
+
+
+def test_heads_of_anchors_give_the_boxes_of_monai(tmp_path):
+    peer = stored("space")
+    # (x, y, z) of the network is (i, j, k) of the volume.
+    ws = workspace(tmp_path / "ws", write_series(tmp_path / "dicom", np.full((24, 40, 32), 1024, "u2")))
+    run_stage(load_stage("load-volume"), ws)
+    heads = {name: peer[name] for name in ("class0", "class1", "regression0", "regression1")}
+    detection = {**asdict(SPACE), "box": list(SPACE.box)}
+    detection = json.loads(json.dumps({key: value for key, value in detection.items() if value not in (None, (), [])}))
+    said = of_task("detection", {"detection": detection}, inputs0={"axes": ["C", "x", "y", "z"]})
+    run_stage(load_stage("infer"), ws, model=written(tmp_path / "model", constant_network(heads), said))
+    found = json.loads((ws / "detections.json").read_text())["detections"]
+    assert [box["value"] - 1 for box in found] == peer["labels"].tolist()
+    ours = [[*box["low_ijk"], *box["high_ijk"]] for box in found]
+    # MONAI clips at the number of voxels, half a voxel beyond the volume's edge.
+    wanted = np.clip(peer["boxes"], -0.5, np.array([32, 40, 24] * 2) - 0.5)
+    np.testing.assert_allclose(ours, wanted, atol=2e-5)
+
+
+def test_a_radiograph_has_boxes_in_pixels_and_no_millimetres(tmp_path):
+    plane = np.zeros((8, 11), "u2")
+    plane[2:4, 5:9] = 1000
+    gone = ("ImagePositionPatient", "ImageOrientationPatient", "FrameOfReferenceUID", "PixelSpacing", "SliceThickness")
+    (tmp_path / "dicom").mkdir()
+    facts = {"Modality": "DX", "RescaleIntercept": 0.0, **dict.fromkeys(gone, ...)}
+    write_slice(tmp_path / "dicom" / "1.dcm", plane, **facts)
+    ws = workspace(tmp_path / "ws", tmp_path / "dicom")
+    run_stage(load_stage("load-volume"), ws)
+    detection = {
+        "form": "boxes",
+        "box": ["y1", "x1", "y2", "x2"],
+        "origin": "edge",
+        "first_class": 0,
+        "scores": ["scores"],
+        "boxes": ["boxes"],
+        "threshold": 0.5,
+        "nms": 0.2,
+    }
+    said = of_task(
+        "detection",
+        {"detection": detection},
+        inputs0={"axes": ["C", "y", "x"], "unit": "arbitrary"},
+        labels=[label(1, "block")],
+    )
+    said.pop("window")
+    run_stage(load_stage("infer"), ws, model=written(tmp_path / "model", box_network(2), said))
+    document = json.loads((ws / "detections.json").read_text())
+    jsonschema.validate(document, json.loads((SCHEMAS / "detections.json").read_text()))
+    (found,) = document["detections"]
+    assert (found["low_ijk"], found["high_ijk"]) == ([4.5, 1.5, -0.5], [8.5, 3.5, 0.5])
+    assert not [key for key in found if key.endswith("_mm")]
+
+
+@pytest.mark.parametrize(
+    ("axes", "orientation", "offset_axes"), [("zyx", "LPS", "zyx"), ("xyz", "RAS", "yzx"), ("yzx", "LAI", "xyz")]
+)
+def test_objects_of_centres_are_told_apart_whatever_the_axes(tmp_path, axes, orientation, offset_axes):
+    shape = (7, 12, 16)
+    labels, heat, offsets, owner = discs(shape, [(3, 5, 4), (3, 5, 10), (4, 9, 7)], 4.0)
+    ws = workspace(tmp_path / "ws", write_series(tmp_path / "dicom", np.full(shape, 1024, "u2")))
+    run_stage(load_stage("load-volume"), ws)
+    affine = np.array(json.loads((ws / "geometry.json").read_text())["affine_lps"])
+    said = {"axes": ["C", *axes], "orientation": orientation}
+    grid = network_grid(shape, affine, Input(("C", *axes), orientation, "as-acquired", "HU"))
+    # What the network would have learned: offsets along its own axes, in its own directions.
+    along = dict(zip(axes, grid.order, strict=True))
+    pointing = [offsets[along[axis]] * (-1 if grid.axes[along[axis]].flip else 1) for axis in offset_axes]
+    heads = {
+        "scores": grid.to_network(np.where(labels, 10, -10))[None, None],
+        "heat": grid.to_network(heat)[None, None],
+        "offsets": np.stack([grid.to_network(one) for one in pointing])[None],
+    }
+    output = {
+        "axes": ["C", *axes],
+        "activation": "sigmoid",
+        "inversion": "scores",
+        "tensor": "scores",
+        "instances": {
+            "form": "centres",
+            "heatmap": "heat",
+            "offsets": "offsets",
+            "offset_axes": list(offset_axes),
+            "threshold": 0.5,
+            "kernel": 5,
+        },
+    }
+    card_of = of_task("instances", output, inputs0=said, labels=[label(1, "cell")])
+    run_stage(load_stage("infer"), ws, model=written(tmp_path / "model", constant_network(heads), card_of))
+    found = read_nifti(ws / "instances.nii").array
+    numbers = np.array([found[3, 5, 4], found[3, 5, 10], found[4, 9, 7]])
+    assert sorted(numbers.tolist()) == [1, 2, 3]
+    np.testing.assert_array_equal(found, np.where(labels, numbers[owner], 0))
+    assert [row["score"] for row in json.loads((ws / "objects.json").read_text())["instances"]] == [1, 1, 1]
