@@ -1,0 +1,1 @@
+"""A plugin for md: models of Clara Train, in its Medical Model Archive (MMAR)."""
