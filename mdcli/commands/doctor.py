@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+GPU = "pip install 'mdcli[gpu]'"
+OPENVINO = "pip install 'mdcli[openvino]'"
+TENSORRT = "pip install 'tensorrt-cu13>=10.9,<11'"
+PROVIDER_FIXES = {"CUDA": GPU, "Tensorrt": TENSORRT}
+# One import of a large library from a slow disk, and one run.
+TRY_S = 90
 
 
 @dataclass(frozen=True)
@@ -69,8 +76,110 @@ def _core() -> list[Finding]:
 
 
 def _engines() -> list[Finding]:
-    onnx = _version("onnxruntime") or _version("onnxruntime-gpu")
-    return [Finding("onnxruntime", "ok" if onnx else "MISSING", onnx or "", "" if onnx else "pip install 'mdcli[cpu]'")]
+    gpu, cpu = _version("onnxruntime-gpu"), _version("onnxruntime")
+    found = _onnxruntime(gpu, cpu)
+    if gpu:
+        found.append(_tensorrt())
+    openvino = _version("openvino")
+    if openvino:
+        runs, said = _tried("openvino", "cpu")
+        found.append(Finding("openvino", "ok" if runs else "broken", f"{openvino}: {said}", "" if runs else OPENVINO))
+    else:
+        found.append(Finding("openvino", "not there", "the engine openvino", OPENVINO))
+    found.append(_torch())
+    grpc = _version("grpcio")
+    what = grpc or "models on a server by gRPC; HTTP needs nothing"
+    found.append(Finding("grpcio", "ok" if grpc else "not there", what, "" if grpc else "pip install 'mdcli[triton]'"))
+    return found
+
+
+def _onnxruntime(gpu: str | None, cpu: str | None) -> list[Finding]:
+    """Return what is installed of onnxruntime, and for each provider that it lists whether it really runs."""
+    from mdcli.inference.devices import cuda_gpus
+
+    version = gpu or cpu
+    if version is None:
+        return [Finding("onnxruntime", "MISSING", "", "pip install 'mdcli[cpu]', or 'mdcli[gpu]'")]
+    found = [Finding("onnxruntime", "ok", f"{version}{' (gpu)' if gpu else ''}")]
+    if gpu and cpu:
+        # Both put their files into one folder: whichever came last is used.
+        fix = f"pip uninstall -y onnxruntime onnxruntime-gpu, then {GPU}"
+        found = [Finding("onnxruntime", "broken", f"both onnxruntime {cpu} and onnxruntime-gpu {gpu}", fix)]
+    if not gpu and cuda_gpus():
+        found.append(
+            Finding("onnxruntime-gpu", "not there", "NVIDIA GPUs", f"pip uninstall -y onnxruntime, then {GPU}")
+        )
+    code = "import json, onnxruntime as o; print(json.dumps(o.get_available_providers()))"
+    listed, why = _in_child(code)
+    if listed is None:
+        return [*found, Finding("onnxruntime providers", "broken", why)]
+    devices = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
+    for provider in listed:
+        # Azure's is no provider of a device: it sends to a server what is marked for it.
+        if provider == "AzureExecutionProvider":
+            continue
+        runs, said = _tried("onnxruntime", devices.get(provider, provider))
+        name = provider.removesuffix("ExecutionProvider")
+        fix = "" if runs else PROVIDER_FIXES.get(name, "")
+        found.append(Finding(f"onnxruntime {name}", "ok" if runs else "listed", said, fix))
+    return found
+
+
+def _tensorrt() -> Finding:
+    names = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt")
+    version = next((version for name in names if (version := _version(name))), None)
+    if version is None:
+        return Finding("tensorrt", "not there", "--device tensorrt", TENSORRT)
+    # onnxruntime is linked with libnvinfer.so.10; version 11 brings another.
+    if not version.startswith("10."):
+        return Finding("tensorrt", "broken", f"{version}: onnxruntime needs libnvinfer.so.10", TENSORRT)
+    return Finding("tensorrt", "ok", version)
+
+
+def _torch() -> Finding:
+    from mdcli.model_folders import torch_python
+
+    version, other = _version("torch"), torch_python()
+    if other:
+        said, why = _in_child("import json, torch; print(json.dumps(torch.__version__))", other)
+        state = "ok" if said else "broken"
+        return Finding("torch", state, f"{said}, of MD_TORCH_PYTHON" if said else f"MD_TORCH_PYTHON: {why}", "")
+    if version:
+        return Finding("torch", "ok", version)
+    return Finding("torch", "not there", "converting models of torch", "pip install 'mdcli[torch]'")
+
+
+def _tried(engine: str, device: str) -> tuple[bool, str]:
+    """Run a small network in a process of its own: a library that does not fit its driver may crash or hang."""
+    from mdcli.model_folders import EMBEDDED
+
+    network = EMBEDDED / "ct-tissue" / "network.onnx"
+    code = (
+        "import json, pathlib; from mdcli.inference.engines.probe import try_engine; "
+        f"t = try_engine({engine!r}, {device!r}, pathlib.Path({str(network)!r})); print(json.dumps([t.runs, t.said]))"
+    )
+    found, why = _in_child(code)
+    return (bool(found[0]), str(found[1])) if found else (False, why)
+
+
+def _in_child(code: str, python: str | None = None) -> tuple[Any, str]:
+    """Return what a Python process prints last, as JSON, or None and why there is nothing."""
+    import json
+    import subprocess
+    import sys
+
+    try:
+        done = subprocess.run(
+            [python or sys.executable, "-c", code], capture_output=True, text=True, timeout=TRY_S, check=False
+        )
+        return json.loads(done.stdout.splitlines()[-1]), ""
+    except subprocess.TimeoutExpired:
+        return None, f"no answer in {TRY_S} s"
+    except OSError as error:
+        return None, f"does not start: {error.strerror}"
+    except (IndexError, ValueError):
+        last = done.stderr.strip().splitlines()[-1:] or [""]
+        return None, f"ends with status {done.returncode}{': ' if last[0] else ''}{last[0][:200]}"
 
 
 def _devices() -> list[Finding]:
@@ -78,28 +187,24 @@ def _devices() -> list[Finding]:
     import shutil
     import subprocess
 
-    found = [Finding("cpu", "ok", f"{os.cpu_count()} cores")]
-    try:
-        import onnxruntime
+    from mdcli.inference.devices import MIB, available_memory, cuda_gpus
 
-        names = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
-        found.append(
-            Finding("onnxruntime providers", "listed", ", ".join(names) + " (a listed one may still not start)")
-        )
-    except Exception as error:
-        found.append(Finding("onnxruntime providers", "not there", f"{type(error).__name__}: {error}"))
+    free = available_memory()
+    said = "" if free is None else f", {free // MIB} MiB of memory free"
+    found = [Finding("cpu", "ok", f"{os.cpu_count()} cores{said}")]
+    gpus = cuda_gpus()
+    found += [Finding(f"cuda:{gpu.index}", "ok", f"{gpu.name}, {gpu.memory_mib} MiB") for gpu in gpus]
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        found.append(
-            Finding("gpu", "not there", "no nvidia-smi", "install the NVIDIA driver, then pip install 'mdcli[gpu]'")
-        )
+        if not gpus:
+            found.append(Finding("gpu", "not there", "no NVIDIA driver", f"install the NVIDIA driver, then {GPU}"))
         return found
-    asked = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         lines = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
-        found += [Finding(f"gpu {number}", "ok", line.strip()) for number, line in enumerate(lines)]
+        found += [Finding("NVIDIA driver", "ok", line.strip()) for line in lines[:1]]
     except (OSError, subprocess.SubprocessError) as error:
-        found.append(Finding("gpu", "not there", f"nvidia-smi failed: {type(error).__name__}"))
+        found.append(Finding("NVIDIA driver", "broken", f"nvidia-smi failed: {type(error).__name__}"))
     return found
 
 
