@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mdcli.inference import isolation
+from mdcli.inference.formats import Opening
+from mdcli.inference.formats.nnunet import NnUNet, export_folds
 from mdcli.registry import load_stage
 from mdcli.testing import run_stage
 from mdcli.workspace import Workspace
@@ -84,9 +87,6 @@ def test_another_training_orientation_gives_other_labels(orientation, reference,
 @pytest.mark.torch
 @pytest.mark.slow
 def test_checkpoints_of_the_predictor_give_its_labels_and_an_export_needs_no_torch(torch_python, tmp_path, monkeypatch):
-    from mdcli.inference.formats import Opening
-    from mdcli.inference.formats.nnunet import NnUNet, export_folds
-
     script = ROOT / "scripts" / "make_nnunet_reference.py"
     made = subprocess.run(
         [torch_python, str(script), "--into", str(tmp_path)],
@@ -104,10 +104,11 @@ def test_checkpoints_of_the_predictor_give_its_labels_and_an_export_needs_no_tor
         folder = tmp_path / case.name / case.folder
         opening = Opening(cache=tmp_path / "cache", orientation=case.orientation)
         exported = tmp_path / "exported" / case.name
-        export_folds(folder, exported, opening)
-        with monkeypatch.context() as alone:
-            alone.delenv("MD_TORCH_PYTHON", raising=False)
-            model = NnUNet().read(exported, Opening())
-            assert len(model.networks) == case.folds
+        with monkeypatch.context() as with_torch:
+            with_torch.setattr(isolation, "_python", torch_python)
+            export_folds(folder, exported, opening)
+        with monkeypatch.context() as without_torch:
+            without_torch.setattr(isolation, "_python", "/no/python")
+            assert len(NnUNet().read(exported, Opening()).networks) == case.folds
             ours = labels_of(case, tmp_path / f"run-{case.name}", exported)
         assert_parity(ours, live[f"{case.name}_exact"], live[f"{case.name}_close"])

@@ -56,6 +56,7 @@ POSTPROCESSING = "postprocessing.json"
 CHECKPOINT, NETWORK, FACTS = "checkpoint_final.pth", "network.onnx", "network.json"
 FACTS_SCHEMA = "md.nnunet-fold/1"
 
+_HU = "HU"
 _REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 _AS_THEY_ARE = ("SimpleITKIO", "NibabelIO")
 # Trainers that build another network than the plans say.
@@ -96,7 +97,8 @@ class NnUNet:
             MissingError: `no-network`.
         """
         folder = _folder(path)
-        plans, dataset = document_of(folder / PLANS), document_of(folder / DATASET)
+        said = [inside(folder, name, folder.name) for name in (PLANS, DATASET)]
+        plans, dataset = (document_of(each) for each in said)
         names = _fold_names(folder)
         if not names:
             raise MissingError("no-network", f"{folder.name} has no fold with {CHECKPOINT} or {NETWORK}")
@@ -104,12 +106,13 @@ class NnUNet:
         configuration = Configuration.of(folder, plans, facts)
         labels = labels_of(dataset, plans)
         channels = channels_of(dataset)
+        after, after_files, after_notes = _postprocessing(folder, names, labels)
+        # What may be refused is refused before a conversion, which takes minutes.
+        inputs = _inputs(plans, configuration, channels, _orientation(plans, facts or {}, opening))
         folds = [_fold(folder, name, configuration, len(channels), labels.heads, opening) for name in names]
         _check_folds(folds, names, configuration)
-        after, after_files, after_notes = _postprocessing(folder, names, labels)
-        orientation = _orientation(plans, folds[0].facts, opening)
-        card = _card(folder, plans, dataset, configuration, labels, channels, orientation, names, folds, after)
-        files = [folder / PLANS, folder / DATASET, *after_files, *(file for fold in folds for file in fold.files)]
+        card = _card(folder, plans, dataset, configuration, labels, inputs, names, folds, after)
+        files = [*said, *after_files, *(file for fold in folds for file in fold.files)]
         notes = (*labels.notes, *after_notes, *(note for fold in folds for note in fold.notes), *_trainer_notes(folds))
         return ModelFolder(
             card, tuple(fold.network for fold in folds), digest_of(folder, files), tuple(dict.fromkeys(notes)), folder
@@ -233,7 +236,7 @@ def _fold(folder: Path, name: str, configuration: Configuration, channels: int, 
     if facts is not None and (not has_checkpoint or facts.get("checkpoint_sha256") == sha256_of(checkpoint)):
         network = inside(folder, f"{name}/{NETWORK}", f"{name}")
         weights = [inside(network.parent, each, network.name, folder) for each in sorted(external_files(network))]
-        return _Fold(network, (network, network.with_name(FACTS), *weights), facts)
+        return _Fold(network, (network, inside(folder, f"{name}/{FACTS}", name), *weights), facts)
     if not has_checkpoint:
         raise MissingError("no-network", f"{name} has {NETWORK} without {FACTS}, which says how it was trained")
     checkpoint = inside(folder, f"{name}/{CHECKPOINT}", name)
@@ -328,30 +331,20 @@ def _postprocessing(
     return tuple(steps), [inside(folder, path.relative_to(folder).as_posix(), path.name)], []
 
 
-def _card(
-    folder: Path,
-    plans: Mapping[str, Any],
-    dataset: Mapping[str, Any],
-    configuration: Configuration,
-    labels: Labels,
-    channels: Sequence[str],
-    orientation: str,
-    names: Sequence[str],
-    folds: Sequence[_Fold],
-    after: tuple[KeepLargest, ...],
-) -> Card:
-    axes = ("C", *configuration.axes)
-    inputs = []
-    is_ct = []
+def _inputs(
+    plans: Mapping[str, Any], configuration: Configuration, channels: Sequence[str], orientation: str
+) -> tuple[Input, ...]:
+    """Return the card's inputs, one a channel."""
+    found = []
     for n, role in enumerate(roles_of(channels)):
         steps = steps_of(configuration, plans, n)
-        is_ct.append(any(isinstance(step, Clip) for step in steps))
-        inputs.append(
+        found.append(
             Input(
-                axes=axes,
+                axes=("C", *configuration.axes),
                 orientation=orientation,
                 spacing=configuration.spacing,
-                unit="HU" if is_ct[-1] else "arbitrary",
+                # nnU-Net clips to fixed values for CT alone.
+                unit=_HU if any(isinstance(step, Clip) for step in steps) else "arbitrary",
                 role=role,
                 padding="include",
                 intensity_before=steps,
@@ -361,8 +354,23 @@ def _card(
                 crop=Crop(),
             )
         )
+    return tuple(found)
+
+
+def _card(
+    folder: Path,
+    plans: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    configuration: Configuration,
+    labels: Labels,
+    inputs: tuple[Input, ...],
+    names: Sequence[str],
+    folds: Sequence[_Fold],
+    after: tuple[KeepLargest, ...],
+) -> Card:
+    is_ct = all(said.unit == _HU for said in inputs)
     output = Output(
-        axes=axes,
+        axes=inputs[0].axes,
         activation="sigmoid" if labels.order else "none",
         inversion="logits",
         form="regions" if labels.order else "labels",
@@ -377,7 +385,7 @@ def _card(
             name=slug(title[:80]) or "nnunet",
             version=one_line(str(dataset.get("release") or "unknown"), 64),
             task="segmentation",
-            inputs=tuple(inputs),
+            inputs=inputs,
             labels=labels.labels,
             empty="valid",
             networks=tuple(names),
@@ -386,7 +394,7 @@ def _card(
             window=Window(configuration.patch, overlap=0.5, blending="gaussian-nnunet", step="even"),
             mirror=_mirrored(folds[0], configuration),
             description=one_line(str(dataset.get("description") or ""), 200),
-            accepts={"modality": Bound(one_of=("CT",))} if all(is_ct) else {},
+            accepts={"modality": Bound(one_of=("CT",))} if is_ct else {},
             licence=one_line(str(dataset.get("licence") or dataset.get("license") or ""), 100),
             source=one_line(str(dataset.get("reference") or ""), 200),
         ),

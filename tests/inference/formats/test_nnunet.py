@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +310,7 @@ def test_nnunets_own_trainers_are_known(copied, name):
 def test_a_checkpoint_without_a_cache_and_a_network_without_its_facts_are_refused(copied):
     folder = copied(REGION)
     (folder / "fold_0" / "network.json").unlink()
-    assert refused(folder).code == "no-network"
+    assert refused(folder, Opening(orientation="LPS")).code == "no-network"
     (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"never opened here")
     assert refused(folder, Opening(orientation="LPS")).code == "no-network"
 
@@ -334,7 +335,26 @@ def test_reading_loads_no_heavy_library():
     code = (
         "import sys; from pathlib import Path; from mdcli.inference.formats.nnunet import NnUNet; "
         f"print(NnUNet().recognises(Path({str(DATA / THICK.name)!r}))); "
-        "print(sorted({'numpy', 'torch', 'onnx', 'SimpleITK'} & set(sys.modules)))"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'SimpleITK', 'pydicom'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split("\n")[:2] == ["True", "[]"]
+
+
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json", "postprocessing.json", "fold_1/network.onnx"])
+def test_a_file_that_lies_outside_of_the_folder_is_refused(copied, tmp_path, name):
+    folder = copied(THICK)
+    elsewhere = (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(elsewhere)
+    assert refused(folder).code == "outside-folder"
+
+
+def test_what_is_refused_is_refused_before_a_checkpoint_is_opened(copied, tmp_path):
+    folder = copied(REGION)
+    for name in ("network.onnx", "network.json"):
+        (folder / "fold_0" / name).unlink()
+    (folder / "fold_0" / "checkpoint_final.pth").write_bytes(b"no checkpoint")
+    opening = Opening(cache=tmp_path / "cache")
+    assert refused(folder, opening).code == "orientation-unknown"
+    configure(folder, normalization_schemes=["MyNormalization"])
+    assert refused(folder, replace(opening, orientation="LPS")).code == "unsupported-nnunet"
