@@ -1,10 +1,14 @@
 """Write what MONAI's own bundle code makes of small volumes, for the tests of bundles: tests/inference/data/bundles.npz.
 
     VENV/bin/python scripts/make_bundle_reference.py [OUT.npz]
+    VENV/bin/python scripts/make_bundle_reference.py --torch FOLDER DICOM OUT.npz
 
-VENV holds torch, monai, nibabel, onnx and onnxruntime; md itself is not needed. The bundles are those of
+VENV holds torch, monai, nibabel, pydicom, onnx and onnxruntime; md itself is not needed. The bundles are those of
 `tests/inference/formats/bundles.py`; MONAI's ConfigParser reads them and makes their transforms and their inferer, onnxruntime
 runs their network. Arrays are as MONAI has them: (x, y, z), affines RAS+. Made with monai 1.6.1.
+
+With --torch a bundle with `model.pt` and `model.ts` in place of `model.onnx` is written into FOLDER, with weights that fire every
+class, and MONAI runs it on the series in the folder DICOM.
 """
 
 from __future__ import annotations
@@ -85,11 +89,12 @@ def network_of(folder: Path) -> Any:
     return run
 
 
-def run_monai(folder: Path, images: list[Path], network: Any) -> tuple[np.ndarray, np.ndarray]:
+def run_monai(folder: Path, images: list[Path], network: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Run a bundle's own transforms and inferer.
 
     Returns:
-        What comes after the last transform, and where it was close: a top-2 margin (or the way to the threshold) under 1e-3.
+        What comes after the last transform; where it was close: a top-2 margin (or the way to the threshold) under 1e-3; and the
+        affine of the result.
     """
     parser = parser_of(folder)
     before = parser.get_parsed_content("preprocessing")
@@ -102,7 +107,7 @@ def run_monai(folder: Path, images: list[Path], network: Any) -> tuple[np.ndarra
     names = [type(each).__name__ for each in after]
     if "Invertd" not in names:
         found = np.asarray(Compose(after)(item)["pred"])
-        return found, np.zeros(1, bool)
+        return found, np.zeros(1, bool), np.eye(4)
     first = min(names.index("Invertd"), names.index("AsDiscreted"))
     scored = Compose(after[:first])(dict(item))
     invert = after[names.index("Invertd")]
@@ -116,7 +121,7 @@ def run_monai(folder: Path, images: list[Path], network: Any) -> tuple[np.ndarra
     # The last step of the BraTS bundle writes its structures over one another; what is compared is before it.
     kept = [each for each, name in zip(after, names, strict=True) if name != "Lambdad"]
     found = Compose(kept)(dict(item))["pred"]
-    return np.asarray(found).round().astype(np.uint8), np.asarray(margin) < CLOSE
+    return np.asarray(found).round().astype(np.uint8), np.asarray(margin) < CLOSE, np.asarray(found.affine)
 
 
 def save_nifti(folder: Path, name: str, values: np.ndarray, affine: np.ndarray) -> Path:
@@ -137,8 +142,45 @@ def grids(found: dict[str, np.ndarray]) -> None:
             found[f"grid_{geometry}_{name}"] = np.array([there.shape[1:], first])
 
 
+def torch_bundle(folder: Path, dicom: Path, out: Path) -> None:
+    """Write a bundle whose network is torch's own, and what MONAI makes by it of a series."""
+
+    def edit(said: dict[str, Any], config: dict[str, Any]) -> None:
+        del said
+        network = {"spatial_dims": 3, "in_channels": 1, "out_channels": 4, "num_res_units": 1, "norm": "batch"}
+        config["network_def"] = {"_target_": "UNet", **network, "channels": "$[8] + [16, 16]", "strides": [2, 2]}
+
+    write_bundle(folder, "spleen", onnx=False, edit=edit)
+    torch.manual_seed(20260302)
+    network = parser_of(folder).get_parsed_content("network_def").eval()
+    seen = parser_of(folder).get_parsed_content("preprocessing")({"image": str(dicom)})["image"]
+    even = tuple(slice(0, size // 4 * 4) for size in seen.shape[1:])
+    with torch.no_grad():
+        scores = network(seen.as_tensor()[None][(..., *even)])[0].flatten(1)
+        shift = torch.zeros(len(scores))
+        for _ in range(400):
+            # Until each class has about its share of the voxels.
+            shares = torch.bincount((scores + shift[:, None]).argmax(0), minlength=len(scores)) / scores.shape[1]
+            shift += (1 / len(scores) - shares) * scores.std() * 0.1
+        last = [each for each in network.modules() if isinstance(each, torch.nn.Conv3d)][-1]
+        last.bias += shift
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    torch.jit.script(network).save(str(folder / "models" / "model.ts"))
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return network(torch.as_tensor(x))
+
+    result, close, affine = run_monai(folder, [dicom], run)
+    np.savez_compressed(out, labels=result, close=close, affine_ras=affine)
+    print(f"voxels {np.bincount(result.ravel()).tolist()}, close {int(close.sum())}")
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    if sys.argv[1:2] == ["--torch"]:
+        torch_bundle(*map(Path, sys.argv[2:5]))
+        return
     found: dict[str, np.ndarray] = {}
     for geometry, axes in GEOMETRIES.items():
         affine = np.eye(4)
@@ -156,7 +198,7 @@ def main() -> None:
             keys = [f"mr{n}" for n in range(4)] if bundle == "brats" else ["ct"]
             affine = found[f"{geometry}_affine_ras"]
             images = [save_nifti(folder, key, found[key], affine) for key in keys]
-            result, close = run_monai(folder, images, network_of(folder))
+            result, close, _ = run_monai(folder, images, network_of(folder))
             found[f"{bundle}_{geometry}"] = result if bundle == "classes" else result.astype(np.uint8)
             if bundle != "classes":
                 found[f"{bundle}_{geometry}_close"] = np.packbits(close)

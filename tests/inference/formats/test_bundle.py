@@ -10,7 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from mdcli.errors import ConfigError, MdError, MissingError
+from mdcli.errors import ConfigError, MdError
 from mdcli.inference.card import Bound, Clip, Crop, Normalize, Percentiles, Scale, ScaleVolume, Window
 from mdcli.inference.formats import Opening, find_model
 from mdcli.inference.formats.bundle import MonaiBundle
@@ -104,6 +104,21 @@ def test_four_channels_are_four_volumes_and_overlap_is_kept(made):
     assert [label.name for label in card.labels] == ["Tumor core", "Whole tumor", "Enhancing tumor"]
     assert card.accepts == {"modality": Bound(one_of=("MR",))} and card.input.unit == "arbitrary"
     assert "overlap-kept" in [code for code, _ in found.notes]
+
+
+def test_labels_that_a_bundle_would_interpolate_come_back_by_the_nearest(made):
+    # As prostate_mri_anatomy: the highest class, largest parts, then Invert with nearest_interp: false.
+    found = made(
+        "spleen",
+        edit=after(
+            transform("AsDiscreted", "pred", argmax=True),
+            transform("KeepLargestConnectedComponentd", "pred", applied_labels=[1, 2]),
+            invert(False),
+        ),
+    )
+    output = found.card.first_output
+    assert (output.inversion, output.after) == ("labels", (KeepLargest((1, 2), False, 3),))
+    assert {"nearest-labels", "components-on-source-grid"} <= {code for code, _ in found.notes}
 
 
 def test_a_bundle_that_turns_nothing_asks_how_its_training_images_lay(made):
@@ -474,7 +489,7 @@ def test_what_the_inference_does_not_need_is_not_looked_at(made, name):
 def run(tmp_path, bundle, geometry, **params):
     """Run md over a stored volume by a bundle, and return the workspace."""
     affine, ws = MONAI[f"{geometry}_affine_ras"], tmp_path / "ws"
-    roles = {"ct": None} if bundle != "brats" else dict(zip(("mr0", "mr1", "mr2", "mr3"), ("t1c", "t1", "t2", "flair")))
+    roles = {"mr0": "t1c", "mr1": "t1", "mr2": "t2", "mr3": "flair"} if bundle == "brats" else {"ct": None}
     for key, role in roles.items():
         nibabel.save(nibabel.Nifti1Image(MONAI[key], affine), tmp_path / f"{key}.nii")
         unit = {"unit": "HU"} if role is None else {}
@@ -523,6 +538,75 @@ def test_probabilities_of_classes_are_those_of_monai_s_own_bundle_code(tmp_path,
     document = json.loads((ws / "classes.json").read_text())
     found = [each["probability"] for each in document["outputs"][0]["labels"]]
     np.testing.assert_allclose(found, MONAI[f"classes_{geometry}"], atol=1e-5)
+
+
+AXES = np.array([[0.9, -0.1, 0.0], [0.1, 0.9, 0.3], [0.05, -0.3, 0.9]])
+
+
+def oblique_series(folder):
+    """Write the stored CT as a turned DICOM series, its cosines with six digits as scanners write them."""
+    from tests.made_series import ROOT, write_slice
+
+    folder.mkdir()
+    axes, _ = np.linalg.qr(AXES)
+    axes *= np.sign(np.diag(axes))
+    cosines = [round(float(c), 6) for c in (*axes[:, 0], *axes[:, 1])]
+    normal = np.cross(cosines[:3], cosines[3:])
+    for k, plane in enumerate(MONAI["ct"].transpose(2, 1, 0)):
+        write_slice(
+            folder / f"{k:03d}.dcm",
+            plane,
+            InstanceNumber=k + 1,
+            SOPInstanceUID=f"{ROOT}9.{k + 1}",
+            ImageOrientationPatient=cosines,
+            ImagePositionPatient=[round(float(c), 4) for c in np.array([-20, -30, 40]) + 2.6 * k * normal],
+            PixelSpacing=[1.2, 1.1],
+            SliceThickness=2.6,
+            RescaleIntercept=0,
+        )
+    return folder
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_torch_s_own_network_from_dicom_gives_what_monai_gives_from_dicom(torch_python, tmp_path, monkeypatch):
+    import hashlib
+    import os
+    import subprocess
+
+    from mdcli.inference import isolation
+
+    root = Path(__file__).parents[3]
+    dicom, folder = oblique_series(tmp_path / "dicom"), tmp_path / "unet"
+    script = root / "scripts" / "make_bundle_reference.py"
+    said = subprocess.run(
+        [torch_python, str(script), "--torch", str(folder), str(dicom), str(tmp_path / "monai.npz")],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "No module named" in said.stderr:
+        pytest.skip(f"{torch_python} has not all that the script needs: {said.stderr.splitlines()[-1]}")
+    assert said.returncode == 0, said.stderr
+    monkeypatch.setattr(isolation, "_python", torch_python)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monai = np.load(tmp_path / "monai.npz")
+    # Both in the same order of voxels, whatever order each reader has.
+    expected, close = (
+        np.asarray(
+            nibabel.as_closest_canonical(nibabel.Nifti1Image(monai[key][0].astype("u1"), monai["affine_ras"])).dataobj
+        )
+        for key in ("labels", "close")
+    )
+    trusted = hashlib.sha256((folder / "models" / "model.ts").read_bytes()).hexdigest()
+    for name, params in (("weights", {}), ("torchscript", {"trust_model": (trusted,)})):
+        ws = tmp_path / name
+        run_stage(load_stage("select-series"), ws, dicom=dicom)
+        run_stage(load_stage("load-volume"), ws)
+        run_stage(load_stage("infer"), ws, model=str(folder), **params)
+        found = np.asarray(nibabel.as_closest_canonical(nibabel.load(ws / "labels.nii")).dataobj)
+        same_class_by_class(found, expected, close.astype(bool), 4)
 
 
 def test_the_wrong_training_orientation_gives_other_masks(tmp_path):
