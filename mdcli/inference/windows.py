@@ -391,11 +391,11 @@ class _Carry:
         if not self._again:
             return block, 0
         last = self._last.pop(across, None)
-        if n + 1 < len(self._starts):
+        if last is not None:
+            block = np.concatenate([last, block], axis=self.axis + 1)
+        if n + 1 < len(self._starts) and block.shape[self.axis + 1]:
             self._last[across] = block[self._part(-1, None)].copy(order="K")
-        if last is None:
-            return block, 0
-        return np.concatenate([last, block], axis=self.axis + 1), 1
+        return block, int(last is not None)
 
     def _part(self, start: int, stop: int | None) -> tuple[slice, ...]:
         return (*(slice(None) for _ in range(self.axis + 1)), slice(start, stop))

@@ -113,15 +113,16 @@ def test_an_unknown_key_is_an_error_that_names_the_near_one(changes, unknown, ne
         pytest.param({"window": {"size": [96, 96, "all"]}}, "full", id="another word for a whole axis"),
         pytest.param({"window": {"overlap": 1}}, "overlap", id="overlap of all"),
         pytest.param({"version": 1.0}, "version", id="a number for a version"),
-        pytest.param({"task": "detection"}, "segmentation", id="another task"),
-        pytest.param({"network": "triton://host/model"}, "network", id="a server"),
+        pytest.param({"task": "detection"}, "detection", id="a task without its settings"),
+        pytest.param({"task": "guessing"}, "segmentation", id="another task"),
+        pytest.param({"network": "http://host/model"}, "network", id="a server of another protocol"),
         pytest.param({"labels": [label(1, "a"), label(3, "b")]}, "labels", id="a hole in the values"),
         pytest.param({"labels": [label(1, "a"), label(2, "a")]}, "twice", id="a name twice"),
         pytest.param({"labels": []}, "labels", id="no labels"),
         pytest.param({"inputs0": {"intensity": [{"clip": [1, 0]}]}}, "clip", id="clip upside down"),
         pytest.param({"inputs0": {"intensity": [{"scale": {"from": [1, 1], "to": [0, 1]}}]}}, "from", id="no range"),
         pytest.param({"inputs0": {"intensity": [{"normalize": {"mean": 0, "std": 0}}]}}, "std", id="std of 0"),
-        pytest.param({"inputs0": {"grayscale": "voi"}}, "modality", id="a grayscale that md can't make"),
+        pytest.param({"inputs0": {"grayscale": "photometric"}}, "modality", id="a grayscale that md can't make"),
         pytest.param({"schema": "md.model/2"}, "md.model/2", id="a later schema"),
         pytest.param({"name": "../up"}, "name", id="a path for a name"),
         pytest.param({"regulatory": "a\x1b[2Jb"}, "regulatory", id="control characters"),
@@ -280,8 +281,8 @@ def test_another_engines_network_need_not_be_onnx(tmp_path):
     (folder / "net.pt").write_bytes(b"PK of another kind")
     assert find_model(str(folder), (), Opening(engine="other")).networks == (folder / "net.pt",)
     with pytest.raises(ConfigError) as error:
-        find_model(str(folder), ())
-    assert error.value.code == "bad-network"
+        find_model(str(folder), (), Opening(cache=tmp_path / "cache"))
+    assert error.value.code == "bad-card" and "fixed sizes" in error.value.message
 
 
 @given(st.binary(min_size=1, max_size=200))

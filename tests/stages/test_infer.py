@@ -227,7 +227,6 @@ def test_a_resampled_model_puts_a_structure_back_where_it_was(tmp_path):
     "spacing, window",
     [
         pytest.param("as-acquired", {"size": [4, 3, 2], "overlap": 0.75, "blending": "constant"}, id="blending"),
-        pytest.param([1.1, 0.7, 0.7], {"size": ["full"] * 3, "halo": [0, 0, 0]}, id="interpolating"),
     ],
 )
 def test_finite_scores_whose_sum_is_not_are_refused(tmp_path, spacing, window):
