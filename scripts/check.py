@@ -26,7 +26,7 @@ def main() -> int:
             "format": [python, "-m", "ruff", "format", "--check", "."],
             "types": [python, "-m", "mypy"],
             "demo": [str(BIN / "md"), "demo", str(Path(scratch) / "demo")],
-            "plugin": [python, "-m", "pytest", "plugins/md-largest-component/tests"],
+            "plugins": [python, "-m", "pytest", "-rs", *(str(tests) for tests in sorted(ROOT.glob("plugins/*/tests")))],
             "tests": [
                 python,
                 "-m",
