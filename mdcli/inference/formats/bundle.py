@@ -293,7 +293,7 @@ def _inputs(
                 spacing=spacing,
                 unit="HU" if given.modality.upper() == "CT" else "arbitrary",
                 role=roles[n],
-                grayscale=grayscale,
+                grayscale="modality" if colour else grayscale,
                 # MONAI knows no padding value: it counts every voxel.
                 padding="include" if statistics else None,
                 intensity=steps,

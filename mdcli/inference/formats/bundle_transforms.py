@@ -85,6 +85,9 @@ class Arguments:
     def flag(self, name: str) -> bool:
         """Return a truth value."""
         value = self[name]
+        # Some bundles put it in quotes; Python takes any text as true, which is not what "False" was meant to say.
+        if value in ("True", "true"):
+            return True
         if not isinstance(value, (bool, int)):
             self.refuse(f"{name} is {_shown(value)}, not true or false")
         return bool(value)
@@ -277,7 +280,7 @@ def _load(component: Component, done: Preparation) -> None:
     said = Arguments(
         component,
         {"reader": None, "dtype": "float32", "ensure_channel_first": False},
-        ("image_only", "simple_keys", "prune_meta_pattern", "prune_meta_sep", "expanduser", "overwriting"),
+        ("image_only", "simple_keys", "prune_meta_pattern", "prune_meta_sep", "overwriting"),
     )
     reader = said["reader"]
     name = reader.rpartition(".")[2] if isinstance(reader, str) else reader
@@ -739,6 +742,7 @@ class Finish:
         activation: what turns it into probabilities.
         inverted: how it comes back to the image's grid before a class is decided (`linear`, `nearest`), or None.
         decided: `highest` class, or each class by a `threshold`; None while it is not.
+        onehot: whether the highest class is said as a channel of 0 and 1 for each class.
         threshold: from which probability.
         labels_inverted: whether what is decided comes back to the image's grid.
         keep: largest components: (labels or channels; together; connectivity), in order.
@@ -750,6 +754,7 @@ class Finish:
     activation: Literal["none", "softmax", "sigmoid"] = "none"
     inverted: Literal["linear", "nearest"] | None = None
     decided: Literal["highest", "threshold"] | None = None
+    onehot: bool = False
     threshold: float = 0.5
     labels_inverted: bool = False
     keep: list[tuple[tuple[int, ...] | None, bool, Connectivity]] = field(default_factory=list)
@@ -808,7 +813,9 @@ def _activations(component: Component, done: Finish, preparation: str | None, ax
 
 def _as_discrete(component: Component, done: Finish, preparation: str | None, axes: int) -> None:
     said = Arguments(
-        component, {"argmax": False, "threshold": None, "rounding": None, "dim": 0}, ("to_onehot", "keepdim", "dtype")
+        component,
+        {"argmax": False, "to_onehot": None, "threshold": None, "rounding": None, "dim": 0},
+        ("keepdim", "dtype"),
     )
     said.only("rounding", None)
     said.only("dim", 0)
@@ -824,6 +831,7 @@ def _as_discrete(component: Component, done: Finish, preparation: str | None, ax
         if not 0 < done.threshold < 1:
             said.refuse(f"threshold {done.threshold:g} is not between 0 and 1")
     done.decided = "highest" if highest else "threshold"
+    done.onehot = highest and said["to_onehot"] is not None
 
 
 def _invert(component: Component, done: Finish, preparation: str | None, axes: int) -> None:
@@ -885,6 +893,11 @@ def _lambda_after(component: Component, done: Finish, preparation: str | None, a
         said.refuse(f"func is {_shown(function)}, where a function is wanted")
     if _is_argument(function.body, function):
         return
+    match function.body:
+        case ast.Subscript(value=held, slice=ast.Slice(lower=ast.Constant(value=1), upper=None, step=None)):
+            # One-hot classes without that of the background: no other labels.
+            if _is_argument(held, function) and done.onehot:
+                return
     channels = _folded_channels(function.body, function)
     if channels is not None and done.decided == "threshold":
         done.folded = True

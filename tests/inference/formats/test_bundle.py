@@ -157,12 +157,31 @@ def picture(said, config):
     config["postprocessing"] = compose(transform("AsDiscreted", "pred", argmax=True, to_onehot=3))
 
 
-def test_a_colour_picture_is_one_input_of_three_channels_as_displayed(made):
+def test_a_colour_picture_is_one_input_of_three_channels(made):
     card = made("classes", edit=picture).card
     assert len(card.inputs) == 1
     said = card.input
-    assert (said.axes, said.channels, said.grayscale) == (("C", "x", "y"), 3, "presentation")
+    assert (said.axes, said.channels, said.grayscale) == (("C", "x", "y"), 3, "modality")
     assert (said.orientation, said.spacing, said.resize) == ("as-acquired", "as-acquired", (32, 24))
+
+
+def test_a_grey_picture_is_seen_as_it_is_displayed(made):
+    def edit(said, config):
+        picture(said, config)
+        next(iter(said["network_data_format"]["inputs"].values())).update(format="magnitude", num_channels=1)
+
+    said = made("classes", edit=edit).card.input
+    assert (said.channels, said.grayscale) == (1, "presentation")
+
+
+def test_a_background_that_is_cut_off_one_hot_classes_changes_no_label(made):
+    # As endoscopic_tool_segmentation.
+    edit = after(
+        invert(False),
+        transform("AsDiscreted", "pred", argmax=True, to_onehot=4),
+        transform("Lambdad", ["pred"], func="$lambda x : x[1:]"),
+    )
+    assert made("spleen", edit=edit).card.first_output.inversion == "scores"
 
 
 def slices(said, config):
@@ -185,6 +204,7 @@ def test_a_network_that_takes_slices_sees_two_axes(made):
         ([transform("ScaleIntensityRanged", a_min=-100, a_max=300)], (Scale((-100, 300), (0, 1)),)),
         ([transform("NormalizeIntensityd", subtrahend=40.0, divisor=12.5)], (Normalize(40.0, 12.5),)),
         ([transform("NormalizeIntensityD")], (Normalize(None, None, "volume"),)),
+        ([transform("NormalizeIntensityd", nonzero="True", channel_wise="True")], (Normalize(None, None, "nonzero"),)),
         ([transform("ScaleIntensityDict", minv=None, maxv=None, factor=0.5)], (ScaleVolume(None, 0.5),)),
         (
             [transform("ScaleIntensityRangePercentilesd", lower=1, upper=99, b_min=0, b_max=1, clip=True)],
@@ -293,6 +313,7 @@ def test_a_zip_is_read_from_the_cache_and_found_by_its_path(tmp_path):
         (before(transform("NormalizeIntensityd", subtrahend=1.0, divisor=0.0)), "divisor"),
         (before(transform("NormalizeIntensityd", subtrahend=1.0)), "subtrahend and divisor"),
         (before(transform("NormalizeIntensityd", subtrahend=1.0, divisor=2.0, nonzero=True)), "not zero"),
+        (before(transform("NormalizeIntensityd", nonzero="False")), "nonzero"),
         (before(transform("CastToTyped", dtype="$torch.uint8")), "dtype"),
         (before(transform("EnsureTyped", dtype="$torch.float16")), "dtype"),
         (before(transform("Lambdad", func="$lambda x: x.numpy().tofile('canary')")), "func"),
