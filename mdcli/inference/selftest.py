@@ -274,12 +274,12 @@ def compare(
             parts.append(compare_labels(labels, other, margins, words))
     numbers = []
     if window:
-        for title, one, other, most in (
+        for title, one, found, most in (
             ("tensor", reference.tensor, ours.tensor, LARGEST_DIFFERENCE),
             ("scores", reference.scores, ours.scores, allowed),
         ):
             for key in one:
-                numbers.append(Number(f"{title} {key}", difference_of(one[key], other[key]), most))
+                numbers.append(Number(f"{title} {key}", difference_of(one[key], found[key]), most))
     numbers += [Number(key, difference_of(said, ours.rows[key]), allowed) for key, said in reference.rows.items()]
     return ParityReport(
         name,
@@ -291,17 +291,31 @@ def compare(
     )
 
 
-def write_selftest(folder: Path, cases: Sequence[tuple[Case, Seen]], made_by: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class SelfTest:
+    """What a model comes with: cases and what its own code made of them.
+
+    Attributes:
+        cases: with margins.
+        made_by: what the training code's network ran on: engine, version, precision, device.
+        precision: of the model's network: `float32`, or `float16` where the model was made smaller since.
+    """
+
+    cases: tuple[tuple[Case, Seen], ...]
+    made_by: Mapping[str, Any]
+    precision: str = "float32"
+
+
+def write_selftest(folder: Path, selftest: SelfTest) -> None:
     """Write a self-test.
 
     Args:
         folder: `selftest` of a model's folder; must not be there.
-        cases: what the model is run on, and what the training code's network gave, with margins.
-        made_by: what that network ran on.
+        selftest: what is written.
     """
     folder.mkdir()
     listed = []
-    for number, (case, seen) in enumerate(cases):
+    for number, (case, seen) in enumerate(selftest.cases):
         own = folder / f"case_{number:04d}"
         own.mkdir()
         inputs = {f"input_{n}": array for n, array in enumerate(case.arrays)}
@@ -327,12 +341,13 @@ def write_selftest(folder: Path, cases: Sequence[tuple[Case, Seen]], made_by: Ma
                 "rows": list(seen.rows),
             }
         )
-    document = {"schema": SCHEMA, "made_by": dict(made_by), "cases": listed}
+    made_by = {key: value for key, value in selftest.made_by.items() if isinstance(value, str)}
+    document = {"schema": SCHEMA, "made_by": made_by, "precision": selftest.precision, "cases": listed}
     (folder / FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def read_selftest(model_folder: Path) -> list[tuple[Case, Seen]]:
-    """Return the cases of a model's self-test, and what its own code made of each.
+def read_selftest(model_folder: Path) -> SelfTest:
+    """Return the self-test of a model's folder.
 
     Raises:
         MissingError: `no-selftest`.
@@ -349,7 +364,10 @@ def read_selftest(model_folder: Path) -> list[tuple[Case, Seen]]:
         document = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
             raise ValueError(f"schema is {document['schema']!r}, not {SCHEMA!r}")
-        return [_read_case(folder, said) for said in document["cases"]]
+        cases = tuple(_read_case(folder, said) for said in document["cases"])
+        if not cases:
+            raise ValueError("it has no case")
+        return SelfTest(cases, dict(document["made_by"]), str(document["precision"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ConfigError("bad-selftest", f"{FOLDER} of {model_folder.name} can't be read: {error}") from error
 
@@ -402,17 +420,17 @@ def _check_header(opened: Any, entry: zipfile.ZipInfo) -> None:
         raise ValueError(f"{entry.filename} says it is {dtype} {shape}, in {entry.file_size} bytes")
 
 
-def check(card: Card, sessions: Sequence[Session], cases: Sequence[tuple[Case, Seen]]) -> list[ParityReport]:
+def check(card: Card, sessions: Sequence[Session], selftest: SelfTest) -> list[ParityReport]:
     """Run a model on the cases of its self-test and compare.
 
     Raises:
         DataError: as `run_case`; `grids-differ` where the card makes other arrays than the self-test holds.
         ConfigError: as `run_case`; `bad-selftest` where it is of another card.
     """
-    precision = str(sessions[0].facts().get("precision", "float32"))
-    allowed = LARGEST_DIFFERENCE if precision == "float32" else REDUCED_DIFFERENCE
+    precisions = {selftest.precision, str(sessions[0].facts().get("precision", "float32"))}
+    allowed = LARGEST_DIFFERENCE if precisions == {"float32"} else REDUCED_DIFFERENCE
     reports = []
-    for case, reference in cases:
+    for case, reference in selftest.cases:
         if len(case.arrays) != len(card.inputs):
             text = f"case {case.name} has {len(case.arrays)} volumes, the card {len(card.inputs)} inputs"
             raise ConfigError("bad-selftest", text)
