@@ -89,7 +89,7 @@ def write_model(case: Case, folder: Path) -> None:
         )
         save(case, folder, fold, network)
     # Move the biases until each class is where it would be by chance: regions cover half of the one around them.
-    for _ in range(6):
+    for _ in range(4):
         scores = predicted(case, folder, exact=True)[2].reshape(heads, -1)
         if case.order:
             shift = [-np.quantile(score, 1 - 0.6 / (n + 1)) for n, score in enumerate(scores)]
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="a folder for models with checkpoints; nothing is exported")
     parser.add_argument("--parts", action="store_true", help="write parts.npz and nothing else")
     into, only_parts = parser.parse_args().into, parser.parse_args().parts
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     if into is None:
         DATA.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(DATA / "parts.npz", **parts())

@@ -74,12 +74,12 @@ LABELS = {"background": 0, "left part": 1, "right part": 2, "ignore": 3}
 REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 CASES = (
     # Thick slices (separate z) that the network sees twice as fine, so that on the way back every slice lies half-way between two;
-    # two folds; trained on RAI, so that the patient lies the other way along all three axes. No case is mirrored along every axis:
+    # two folds; trained on RAS, so that the patient lies the other way along x and y. No case is mirrored along every axis:
     # the mean of all mirrored runs is the same whichever way the patient lies.
     Case(
         "thick-ct",
         "3d_fullres",
-        "RAI",
+        "RAS",
         (18, 60, 52),
         (5.0, 0.8, 0.8),
         (2.5, 1.1, 0.9),

@@ -62,7 +62,7 @@ def test_a_folder_of_folds_becomes_one_card(copied):
         "fold_1/network.onnx",
     ]
     assert (card.ensemble, card.mirror) == ("mean", ("z", "x"))
-    assert (said.axes, said.orientation, said.spacing) == (("C", "z", "y", "x"), "RAI", (2.5, 1.1, 0.9))
+    assert (said.axes, said.orientation, said.spacing) == (("C", "z", "y", "x"), "RAS", (2.5, 1.1, 0.9))
     assert (said.unit, said.role, said.padding) == ("HU", "volume", "include")
     assert (said.rule, said.interpolation, said.separate_z, said.crop) == ("edges", "cubic", 3.0, Crop())
     assert said.intensity_before == (Clip(-700.0, 900.0), Normalize(60.0, 350.0))
