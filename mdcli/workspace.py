@@ -244,7 +244,7 @@ class Workspace:
                 raise MissingError("no-workspace", f"there is no workspace {self.name}")
             near = difflib.get_close_matches(role, self.roles(), 1)
             if kind == "labels" and self.has("masks"):
-                way = "its structures overlap and lie in masks/, which no stage takes yet: other programs can"
+                way = "its structures overlap and lie in masks/: md merge-labels makes one map of them, by priority"
                 raise MissingError("no-artifact", f"{path.name} is not in workspace {self.name}", hint=way)
             hint = _who_writes(kind) or (f"did you mean {near[0]}?" if near else None)
             raise MissingError("no-artifact", f"{path.name} is not in workspace {self.name}", hint=hint)
@@ -605,8 +605,8 @@ def _who_writes(kind: str) -> str | None:
         "series": "select-series",
         "volume": "load-volume",
         "geometry": "load-volume",
-        "labels": "infer, read-seg or read-rtstruct",
-        "segments": "infer, read-seg or read-rtstruct",
+        "labels": "infer, merge-labels, read-seg or read-rtstruct",
+        "segments": "infer, merge-labels, read-seg or read-rtstruct",
         "masks": "read-seg or read-rtstruct",
     }
     return f"md {known[kind]} writes it" if kind in known else None
