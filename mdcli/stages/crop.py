@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mdcli.errors import DataError, UsageError
-from mdcli.stage import Stage
+from mdcli.stage import Option, Stage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,9 +24,10 @@ class Params:
     """What you can ask."""
 
     labels: Annotated[
-        tuple[str, ...], "Values or names of the structures, A,B or repeated; without it all that the labels hold"
+        tuple[str, ...],
+        Option("Values or names of the structures; may repeat; without it all that the labels hold", metavar="A,B"),
     ] = ()
-    margin: Annotated[float, "What stays around the structures, on every side, mm"] = 0.0
+    margin: Annotated[float, Option("What stays around the structures, on every side, mm", metavar="MM")] = 0.0
     on_empty: Annotated[
         Literal["error", "whole"], "What to do where no structure has a voxel: refuse, or keep the whole volume"
     ] = "error"

@@ -38,7 +38,8 @@ class Params:
         ),
     ]
     priority: Annotated[
-        tuple[str, ...], "Names of structures that come before all others, A,B or repeated; the first one wins"
+        tuple[str, ...],
+        Option("Names of structures that come before all others, the first one wins; may repeat", metavar="A,B"),
     ] = ()
     join: Annotated[bool, "Make one structure of those that have one name and the same codes"] = False
 
@@ -319,7 +320,7 @@ def _say_overlaps(ws: Workspace, structures: list[_Structure], tally: Tally, vox
         # Between two maps --maps says which comes first; within one only --priority does.
         homes = [{home.role for home, _ in structure.entries} for structure in (one, other)]
         if homes[0] & homes[1] and not (one.is_listed or other.is_listed):
-            message = f"{one.name} and {other.name} overlap in {voxels} voxels ({voxels * voxel_mm3 / 1000:.4g} ml)"
+            message = f"{one.name} and {other.name} overlap in {voxels} voxel(s) ({voxels * voxel_mm3 / 1000:.4g} ml)"
             hint = f"say which comes first: --priority '{one.name}' or --priority '{other.name}'"
             raise DataError("overlap", message, hint=hint, voxels=voxels)
     if pairs:

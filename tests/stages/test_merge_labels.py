@@ -241,7 +241,7 @@ def test_masks_that_overlap_need_a_priority(case):
         run_stage(STAGE, case, maps="m")
     assert caught.value.code == "overlap"
     # One voxel of 1.5 x 2 x 3 mm.
-    assert "target and margin overlap in 1 voxels (0.009 ml)" in caught.value.message
+    assert "target and margin overlap in 1 voxel(s) (0.009 ml)" in caught.value.message
     found, _, _ = merged(case, maps="m", priority=("margin",))
     assert found.array[0, 0, :4].tolist() == [1, 2, 2, 0]
     found, _, _ = merged(case, maps="m", priority=("target", "margin"))
