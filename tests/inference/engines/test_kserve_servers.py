@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from mdcli.errors import ConfigError, UnavailableError
+from mdcli.imaging.nifti import read_nifti
 from mdcli.inference.engines.kserve import PAUSES_S, KServe, KServeSession, _transport
 from mdcli.inference.engines.kserve_address import parse_address
+from mdcli.registry import load_stage
+from mdcli.testing import run_stage
 from tests.inference.engines.servers import LANDMARKS, MlServer, Triton, made_certificate, running
+from tests.test_landmark_chain import AXIAL, write_ct
 
 pytestmark = pytest.mark.slow
 
@@ -221,3 +225,26 @@ def test_a_server_that_is_killed_in_the_middle_of_a_run_is_not_there(tmp_path):
                 session.run({"x": x}, {"y": np.empty_like(x)})
         killer.join()
         assert error.value.code == "no-server"
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+def test_a_card_with_an_address_gives_the_labels_of_the_network_here(triton, tmp_path, way):
+    if way == "grpc":
+        pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'mdcli[triton]'")
+    card = (LANDMARKS.parent / "model.yaml").read_text()
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / "model.yaml").write_text(
+        card.replace("network: network.onnx", f"network: {url(triton, way, 'landmarks')}")
+    )
+    labels = {}
+    for model in ("landmarks", str(tmp_path / "served")):
+        case = tmp_path / Path(model).name
+        write_ct(tmp_path / "dicom", AXIAL, (2.5, 3.0, 4.0))
+        run_stage(load_stage("select-series"), case, dicom=tmp_path / "dicom")
+        run_stage(load_stage("load-volume"), case)
+        run_stage(load_stage("infer"), case, model=model)
+        labels[Path(model).name] = read_nifti(case / "labels.nii").array
+    assert set(np.unique(labels["landmarks"])) == {0, 1, 2, 3, 4}
+    np.testing.assert_array_equal(labels["served"], labels["landmarks"])
+    segments = json.loads((tmp_path / "served" / "segments.json").read_text())
+    assert "triton 2.51.0" in json.dumps(segments)
