@@ -325,3 +325,38 @@ def test_a_landmark_of_a_sheared_volume_is_found_on_a_part_at_its_millimetre(tmp
     found = centroids_mm(ws / "seg-part.dcm")
     for landmark in (LANDMARKS[1], LANDMARKS[3]):
         assert np.linalg.norm(found[landmark.name] - landmark.position_mm) < NEAR_MM
+
+
+@pytest.mark.slow
+def test_dcmqi_finds_a_real_structure_of_a_part_where_the_contours_are(shared_data, judge, tmp_path):
+    import subprocess
+
+    import SimpleITK as sitk
+
+    root = shared_data / "01_ct_axial_rtstruct" / "dicom"
+    (contours,) = (root / "rtstruct").iterdir()
+    ws = tmp_path / "ws"
+    run_stage(stage_of("select-series"), ws, dicom=root / "image")
+    run_stage(stage_of("load-volume"), ws)
+    run_stage(stage_of("read-rtstruct"), ws, rtstruct=contours, as_name="whole")
+    run_stage(STAGE, ws, use={"labels": "whole"}, as_name="part", margin=15.0)
+    run_stage(stage_of("read-rtstruct"), ws, rtstruct=contours, use={"geometry": "part"}, as_name="fine")
+    # The file names no code for the structure, which a SEG needs.
+    document = json.loads((ws / "segments-fine.json").read_text())
+    for segment in document["segments"]:
+        segment["type"] = {"value": "T-1", "scheme": "99MDCLI", "meaning": "Test structure"}
+    (ws / "segments-fine.json").write_text(json.dumps(document))
+    run_stage(stage_of("write-seg"), ws, use={"labels": "fine"}, as_name="fine")
+    (tmp_path / "out").mkdir()
+    command = [judge("segimage2itkimage"), "--inputDICOM", ws / "seg-fine.dcm", "--outputDirectory", tmp_path / "out"]
+    subprocess.run([*command, "--outputType", "nrrd"], check=True, capture_output=True)
+    (path,) = (tmp_path / "out").glob("*.nrrd")
+    image = sitk.ReadImage(path)
+    found = sitk.GetArrayFromImage(image)
+    start = [image.TransformIndexToPhysicalPoint([int(n) for n in at[::-1]]) for at in np.argwhere(found)]
+    whole = read_nifti(ws / "labels-whole.nii")
+    at = np.argwhere(whole.array)[:, ::-1]
+    expected = at @ whole.affine[:3, :3].T + whole.affine[:3, 3]
+    assert len(start) == len(expected) > 1000
+    order = [np.lexsort(np.round(places, 1).T) for places in (np.array(start), expected)]
+    np.testing.assert_allclose(np.array(start)[order[0]], expected[order[1]], atol=2e-3)
