@@ -33,9 +33,6 @@ SUFFIXES: Mapping[str, Kind] = {".pb": "frozen-graph", ".keras": "keras", ".h5":
 PYTHON_VARIABLE = "MD_TENSORFLOW_PYTHON"
 LARGEST_DIFFERENCE = 1e-3
 """How far the ONNX network may be off TensorFlow's output, as a part of that output's range."""
-LEAST_DICE = 0.999
-JUDGED_VOXELS = 1000
-"""A class is judged by its Dice from this many voxels on: below, single voxels that lie on the border decide."""
 TIMEOUT_S = 1800.0
 MAX_FILES = 10_000
 MAX_BYTES = 16 << 30
@@ -328,16 +325,18 @@ def _judge(work: Path, made: Mapping[str, Any], name: str, engine: str) -> dict[
         feeds = {key: np.ascontiguousarray(reference[f"input {key}"], np.float32) for key in made["inputs"]}
         wanted = {key: np.asarray(reference[f"output {key}"], np.float32) for key in made["outputs"]}
     outputs = session.run(feeds, dict.fromkeys(wanted))
-    return {key: _compare(wanted[key], outputs[key], f"{name}: {key}") for key in made["outputs"]}
+    return {key: compare(wanted[key], outputs[key], f"{name}: {key}") for key in made["outputs"]}
 
 
-def _compare(reference: NDArray[np.float32], ours: NDArray[np.float32], place: str) -> dict[str, float]:
+def compare(reference: NDArray[np.float32], ours: NDArray[np.float32], place: str) -> dict[str, float]:
     """Return how far an array is off its reference, (N, C, ...).
 
     Raises:
         ConfigError: `conversion-differs`.
     """
     import numpy as np
+
+    from mdcli.inference.parity import compare_labels
 
     if reference.shape != ours.shape:
         raise ConfigError("conversion-differs", f"{place} is {ours.shape} by ONNX, {reference.shape} by TensorFlow")
@@ -352,14 +351,14 @@ def _compare(reference: NDArray[np.float32], ours: NDArray[np.float32], place: s
             range=extent,
         )
     if reference.ndim > 2 and reference.shape[1] > 1:
-        classes = reference.shape[1]
-        before, after = reference.argmax(axis=1).ravel(), ours.argmax(axis=1).ravel()
-        both = np.bincount(before[before == after], minlength=classes)
-        counts = np.bincount(before, minlength=classes), np.bincount(after, minlength=classes)
-        for value in np.flatnonzero(counts[0] > JUDGED_VOXELS):
-            dice = 2 * both[value] / (counts[0][value] + counts[1][value])
-            if dice < LEAST_DICE:
-                raise ConfigError(
-                    "conversion-differs", f"{place}: Dice of channel {value} is {dice:.5f}, under {LEAST_DICE:g}"
-                )
+        highest = np.partition(reference, -2, axis=1)
+        margin = (highest[:, -1] - highest[:, -2]) / max(extent, 1e-6)
+        channels = [(number, f"channel {number}") for number in range(reference.shape[1])]
+        report = compare_labels(reference.argmax(axis=1), ours.argmax(axis=1), margin, channels)
+        if not report.good:
+            bad = next(
+                (f"{one.name} has Dice {one.dice:.5f}" for one in report.classes if not one.good), "one was sure"
+            )
+            text = f"{place}: the highest channel is another one in {report.differing} of {report.voxels} voxels, {bad}"
+            raise ConfigError("conversion-differs", text)
     return {"largest": largest, "range": extent}

@@ -51,6 +51,10 @@ class TensorFlow:
             source = _source(folder, name, card_path.name)
             files += files_of(source)
             made.append(convert(source, card, last, opening))
+        for name, converted in zip(card.networks, made, strict=True):
+            if (converted.inputs, converted.outputs) != (made[0].inputs, made[0].outputs):
+                text = f"{card_path.name}: {name} calls its inputs and outputs otherwise than {card.networks[0]}"
+                raise ConfigError("bad-card", text)
         card = named(card, made[0])
         notes = dict.fromkeys(note for converted in made for note in converted.notes)
         return ModelFolder(

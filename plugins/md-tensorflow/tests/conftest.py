@@ -71,7 +71,7 @@ class Cards:
 
     folder: Path
 
-    def write(self, network: str, **changes: object) -> Path:
+    def write(self, network: str, /, **changes: object) -> Path:
         """Write `model.yaml` for a network of two channels and three classes, with parts changed, and return its folder."""
         code = {"value": "T", "scheme": "99TEST", "meaning": "test"}
         said = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from md_tensorflow.convert import Converted, Port, check_trust, files_of, kind_of, to_onnx
+from md_tensorflow.convert import Converted, Port, check_trust, compare, files_of, kind_of, to_onnx
 
 from mdcli.errors import ConfigError, MissingError, UnavailableError
 from mdcli.inference.engines import find_engine
@@ -170,6 +172,72 @@ def test_a_program_that_nobody_trusts_starts_nothing(networks, tmp_path, no_pyth
     assert refused.value.code == "program-not-trusted"
     assert no_python() == []
     assert not (tmp_path / "canary").exists() and not (tmp_path / "cache").exists()
+
+
+def attack(folder: Path, kind: str) -> Path:
+    """Write a network that would touch `canary`, as far as that is possible without TensorFlow, and return it."""
+    code = {"class_name": "Lambda", "config": {"function": "__import__('os').system('touch canary')"}}
+    if kind == "saved":
+        path = saved_model(folder / "saved")
+        (path / "saved_model.pb").write_bytes(b"\x08\x01PyFunc WriteFile canary")
+        return path
+    path = folder / f"net.{kind}"
+    if kind == "keras":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("config.json", json.dumps(code))
+    else:
+        path.write_bytes({"h5": b"\x89HDF\r\n\x1a\n", "pb": b""}[kind] + json.dumps(code).encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["keras", "h5", "pb", "saved"])
+def test_no_kind_of_program_is_opened_without_trust(tmp_path, no_python, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    path = attack(tmp_path / "model", kind)
+    with pytest.raises(ConfigError) as refused:
+        to_onnx(path, cache=tmp_path / "cache", trust=frozenset({"0" * 64}), **CUBE)
+    assert refused.value.code == "program-not-trusted"
+    assert no_python() == []
+    assert not (tmp_path / "canary").exists() and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda ours: ours, None),
+        (lambda ours: ours + np.float32(5e-4), None),
+        (lambda ours: ours + np.float32(2e-3), "conversion-differs"),
+        (lambda ours: ours[:, ::-1], "conversion-differs"),
+        (lambda ours: ours.swapaxes(2, 3), "conversion-differs"),
+        (lambda ours: ours[:, :, :-1], "conversion-differs"),
+        (lambda ours: np.where(ours > 0.9999, np.float32(np.nan), ours), "conversion-differs"),
+    ],
+    ids=["equal", "off by half", "off by twice", "channels turned", "axes exchanged", "another shape", "not finite"],
+)
+def test_the_gate_lets_a_thousandth_of_the_range_through(change, code):
+    reference = np.random.default_rng(9).uniform(0, 1, (1, 3, 20, 20, 20)).astype(np.float32)
+    if code is None:
+        found = compare(reference, change(reference), "net")
+        assert found["range"] == pytest.approx(1, abs=1e-3)
+    else:
+        with pytest.raises(ConfigError) as refused:
+            compare(reference, change(reference), "net")
+        assert refused.value.code == code
+
+
+def test_the_gate_refuses_classes_that_change_within_the_tolerance():
+    # Two channels that lie so close that a thousandth of the range decides between them, everywhere.
+    reference = np.zeros((1, 3, 20, 20, 20), np.float32)
+    reference[:, 0] += 0.4
+    reference[:, 1] += 0.4005
+    reference[0, 2, 0, 0, 0] = 1
+    ours = reference.copy()
+    ours[:, 0] += 8e-4
+    with pytest.raises(ConfigError) as refused:
+        compare(reference, ours, "net")
+    assert refused.value.code == "conversion-differs"
+    assert "channel 1 has Dice 0.0" in refused.value.message or "channel 0 has Dice 0.0" in refused.value.message
 
 
 def test_code_that_is_trusted_runs_where_it_leaves_nothing(networks, tmp_path, monkeypatch):

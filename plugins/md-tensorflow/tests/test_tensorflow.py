@@ -25,6 +25,13 @@ def opening_for(folder: Path, cache: Path) -> Opening:
     return Opening(cache=cache, trust=frozenset({refused.value.hint.split()[-1]}))
 
 
+def trust_of(folder: Path, opening: Opening) -> frozenset[str]:
+    """Return what the next refusal names."""
+    with pytest.raises(ConfigError) as refused:
+        FORMAT.read(folder, opening)
+    return frozenset({refused.value.hint.split()[-1]})
+
+
 def fake(folder: Path) -> Path:
     """Put what looks like a SavedModel into a model's folder."""
     (folder / "saved").mkdir(parents=True)
@@ -101,6 +108,40 @@ def test_two_volumes_become_the_channels_of_a_network_that_has_c_last(networks, 
     session = find_engine("onnxruntime").open(model.networks[0], device="cpu", threads=1)
     assert session.inputs[0].shape[1:] == (2, 16, 24, 32)
     assert session.outputs[0].name == model.card.outputs[0].tensor
+
+
+def test_a_classification_of_slices_has_the_sizes_of_its_resize(networks, cards, tmp_path):
+    code = {"value": "T", "scheme": "99TEST", "meaning": "test"}
+    image = {"axes": ["y", "x", "C"], "orientation": "as-acquired", "spacing": "as-acquired", "unit": "HU"}
+    image |= {"resize": [24, 40], "resize_mode": "linear"}
+    folder = cards.write(
+        "two.keras",
+        task="classification",
+        inputs=[{**image, "tensor": "second"}, {**image, "tensor": "first", "role": "volume-t2"}],
+        output={"axes": ["C"], "tensor": "grades", "activation": "softmax"},
+        window=None,
+        labels=[{"value": n, "name": f"grade {n}", "category": code, "type": code} for n in (1, 2, 3)],
+    )
+    shutil.copy(networks / "two.keras", folder)
+    model = FORMAT.read(folder, opening_for(folder, tmp_path / "cache"))
+    assert [(said.tensor, said.axes) for said in model.card.inputs] == [
+        ("second", ("C", "y", "x")),
+        ("first", ("C", "y", "x")),
+    ]
+    session = find_engine("onnxruntime").open(model.networks[0], device="cpu", threads=1)
+    assert {tensor.name: tensor.shape[1:] for tensor in session.inputs} == {"first": (1, 24, 40), "second": (1, 24, 40)}
+    assert [(tensor.name, tensor.shape[1:]) for tensor in session.outputs] == [("grades", (3,))]
+
+
+def test_networks_that_vote_call_their_tensors_alike(networks, cards, tmp_path):
+    folder = cards.write("net.keras", network=None, networks=["net.keras", "saved"], ensemble="mean")
+    shutil.copy(networks / "net.keras", folder)
+    shutil.copytree(networks / "saved", folder / "saved")
+    opening = Opening(cache=tmp_path / "cache", trust=opening_for(folder, tmp_path / "cache").trust)
+    opening = Opening(cache=opening.cache, trust=opening.trust | trust_of(folder, opening))
+    with pytest.raises(ConfigError) as refused:
+        FORMAT.read(folder, opening)
+    assert (refused.value.code, "saved" in refused.value.message) == ("bad-card", True)
 
 
 def test_the_model_is_another_one_when_a_file_of_it_is(networks, cards, tmp_path):
