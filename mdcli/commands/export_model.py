@@ -24,13 +24,15 @@ version: 0.1.0
 network: network.onnx
 task: segmentation
 inputs:
-  - axes: {axes} # the order of the network's array: MONAI's is x, y, z, nnU-Net's is z, y, x
+  - role: volume
+    # axes: the order of the network's array: {axes} for MONAI's, the letters the other way round for nnU-Net's
     # orientation: where the index along x, y, z grows to, as RAS; or as-acquired
     # spacing: mm, in the order of the axes; or as-acquired
     # unit: HU, or what the values mean
     # intensity: what is done to the values, as [{{clip: [-160, 240]}}, {{scale: {{from: [-160, 240], to: [0, 1]}}}}]
 output:
-  axes: {axes}
+  tensor: {tensor}
+  # axes: as of the input
   # activation: softmax, sigmoid or none
   # inversion: scores or labels
 window: {{size: {size}, overlap: 0.5, blending: gaussian}}
@@ -136,7 +138,8 @@ def _bare(
         name = re.sub(r"[^a-z0-9_.-]+", "-", file.stem.lower()).strip("-.") or "model"
         axes = "[C, x, y, z]" if len(shape) == 4 else "[C, x, y]"
         size = str(list(shape[1:]))
-        text = _TEMPLATE.format(name=name, channels=shape[0], size=size, axes=axes, outputs=outputs)
+        tensor = session.outputs[0].name
+        text = _TEMPLATE.format(name=name, channels=shape[0], size=size, axes=axes, tensor=tensor, outputs=outputs)
         with making(out) as folder:
             copy_networks([converted.path], folder)
             (folder / "model.yaml").write_text(text, encoding="utf-8")

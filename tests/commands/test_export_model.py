@@ -110,7 +110,11 @@ def test_a_file_without_a_card_becomes_a_network_and_a_card_to_fill_in(made, tmp
     assert "name: weights-1" in text and "output has 3" in text and "size: [32, 32, 32]" in text
     # Nothing that a person has to say is guessed.
     assert md(["model", "check", str(out)]) == 78
-    assert "orientation, spacing, unit missing" in capsys.readouterr().err
+    assert "labels, empty missing" in capsys.readouterr().err
+    whole = {**yaml.safe_load(text), "labels": card()["labels"], "empty": "valid"}
+    (out / "model.yaml").write_text(yaml.safe_dump(whole))
+    assert md(["model", "check", str(out)]) == 78
+    assert "axes, orientation, spacing, unit missing" in capsys.readouterr().err
 
 
 def test_a_file_without_a_card_needs_its_shape(tmp_path, capsys):

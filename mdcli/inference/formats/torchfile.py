@@ -7,6 +7,7 @@ without network (`mdcli.inference.torch_child`), which ends with comparing the O
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import shutil
 import struct
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +46,8 @@ TIMEOUT_S = 1800
 Kind = Literal["torchscript", "export", "weights", "legacy-weights", "safetensors"]
 PROGRAMS: tuple[Kind, ...] = ("torchscript", "export")
 
+_CONVERTING = ".converting-"
+_KEPT_SECONDS = 86_400
 _ONNX_FILE = "network.onnx"
 _FACTS_FILE = "conversion.json"
 _MAX_ENTRIES = 100_000
@@ -424,7 +428,8 @@ class _Checked:
         if not file.is_file():
             raise MissingError("no-network", f"{file.name} is not there")
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._temporary = tempfile.TemporaryDirectory(prefix=".converting-", dir=cache, ignore_cleanup_errors=True)
+        _remove_old(cache)
+        self._temporary = tempfile.TemporaryDirectory(prefix=_CONVERTING, dir=cache, ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
         self.copy = self.folder / f"source{file.suffix}"
         self.name = file.name
@@ -504,7 +509,7 @@ def _keep(folder: Path, entry: Path) -> None:
     for left in folder.iterdir():
         if left.name not in (_FACTS_FILE, _ONNX_FILE) and left.name not in external_files(folder / _ONNX_FILE):
             left.unlink() if left.is_file() else shutil.rmtree(left)
-    whole = entry.with_name(f".whole-{folder.name}")
+    whole = entry.with_name(f"{folder.name}-whole")
     folder.rename(whole)
     if _cached(entry) is None and entry.exists():
         shutil.rmtree(entry)
@@ -513,6 +518,14 @@ def _keep(folder: Path, entry: Path) -> None:
     except OSError:
         # Another process was faster.
         shutil.rmtree(whole)
+
+
+def _remove_old(cache: Path) -> None:
+    """Remove what conversions left that were killed."""
+    for path in cache.glob(f"{_CONVERTING}*"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _sha256(file: Path) -> str:

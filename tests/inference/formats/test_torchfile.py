@@ -288,6 +288,18 @@ def test_nothing_is_left_in_the_cache_of_what_was_refused(tmp_path, no_child):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_what_a_killed_conversion_left_is_removed_after_a_day(tmp_path, no_child):
+    file = zipped(tmp_path / "model.pt", {"m/data.pkl": b"\x80\x02cos\nsystem\n."})
+    cache = tmp_path / "cache"
+    for name, days in ((".converting-old", 2), (".converting-new", 0), ("entry", 2)):
+        (cache / name).mkdir(parents=True)
+        then = time.time() - days * 86_400
+        os.utime(cache / name, (then, then))
+    with pytest.raises(ConfigError):
+        convert(file, tmp_path)
+    assert sorted(path.name for path in cache.iterdir()) == [".converting-new", "entry"]
+
+
 # The child, without torch: scripts that keep to its protocol.
 
 
