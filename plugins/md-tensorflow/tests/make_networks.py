@@ -101,6 +101,13 @@ def attacks(folder: Path) -> None:
     keras.Model(image, code(image)).save(folder / "lambda.keras")
     keras.Model(image, code(image)).save(folder / "lambda.h5")
 
+    # Adds how many lines there are where Linux lists the network's devices: two of a heading, then one for each.
+    devices = keras.layers.Lambda(
+        lambda x: x + float(len(__import__("pathlib").Path("/proc/net/dev").read_text().splitlines())),
+        output_shape=(8, 8, 8, 1),
+    )
+    keras.Model(image, devices(image)).save(folder / "devices.keras")
+
     class Calls(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 8, 1), tf.float32, name="image")])
         def python(self, image):

@@ -250,6 +250,15 @@ def test_code_that_is_trusted_runs_where_it_leaves_nothing(networks, tmp_path, m
     }
 
 
+def test_the_child_has_no_network(networks, tmp_path):
+    converted = convert(networks / "devices.keras", tmp_path, **CUBE)
+    if converted.notes:
+        pytest.skip(f"this system does not take a process's network away: {converted.notes[0][0]}")
+    (found,) = run(converted, {"image": np.zeros((1, 1, 8, 8, 8), np.float32)}).values()
+    # Two lines of a heading, and the loopback device alone.
+    assert np.unique(found).tolist() == [3.0]
+
+
 def saved_model(folder: Path) -> Path:
     """Write what looks like a SavedModel."""
     (folder / "variables").mkdir(parents=True)
