@@ -23,22 +23,22 @@ def model_names() -> list[str]:
 
 def converted_folder() -> Path | None:
     """Return where networks lie that were converted to ONNX, and bundles that were unpacked; None where there is no such place."""
-    return cache_folder("models")
+    return cache_folder("models", make=False)
 
 
 def engine_folder() -> Path | None:
     """Return where engines keep what they have built for this machine."""
-    return cache_folder("engines")
+    return cache_folder("engines", make=False)
 
 
 def checks_folder() -> Path | None:
     """Return where `md model check` notes what has passed on this machine."""
-    return cache_folder("checks")
+    return cache_folder("checks", make=False)
 
 
 def slots_folder() -> Path | None:
     """Return where processes on one GPU wait for each other."""
-    return cache_folder("slots")
+    return cache_folder("slots", make=False)
 
 
 def torch_python() -> str | None:

@@ -7,11 +7,12 @@ import stat
 from pathlib import Path
 
 
-def cache_folder(name: str) -> Path | None:
-    """Return a folder of ours, made where it is missing; None where there is no home, or where it is somebody else's.
+def cache_folder(name: str, *, make: bool = True) -> Path | None:
+    """Return a folder of ours; None where there is no home, or where it is somebody else's.
 
     Args:
         name: of the folder, in `mdcli` of XDG_CACHE_HOME, else of `~/.cache`.
+        make: make it where it is missing; else whoever writes the first file does.
 
     Raises:
         OSError: where it can't be made.
@@ -25,6 +26,8 @@ def cache_folder(name: str) -> Path | None:
     except RuntimeError:
         # Path.home raises it where there is no home.
         return None
+    if not make and not folder.exists():
+        return folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or (hasattr(os, "geteuid") and status.st_uid != os.geteuid()):

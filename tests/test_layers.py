@@ -22,6 +22,7 @@ MIDDLE = {
     "model_folders",
     "scan_index",
     "testing",
+    "user_cache",
 }
 BASE = {"errors", "stage", "__init__", "__version__"}
 HEAVY = (

@@ -51,6 +51,7 @@ ATTRIBUTES: Mapping[str, Literal["number", "text"]] = {
     "patient_age": "number",
     "patient_sex": "text",
     "view_position": "text",
+    "presentation_intent_type": "text",
 }
 WHERE = "where"
 """The key of `accepts` that takes an expression."""
@@ -185,7 +186,8 @@ class Input:
         intensity_before: what is done to them before they are resampled.
         channels: numbers a voxel: 3 for red, green and blue.
         rule: of the grid's size and place. `corners`: the first voxel keeps its place, `round((n - 1) * in / out + 1)` voxels
-            (MONAI's Spacing). `edges`: the outer edges keep theirs, `round(n * in / out)` voxels (nnU-Net).
+            (MONAI's Spacing). `monai`: the same, but that a turned volume is placed by its middle, as MONAI does
+            (`monai_grid`). `edges`: the outer edges keep theirs, `round(n * in / out)` voxels (nnU-Net).
         interpolation: how values between voxels are found.
         separate_z: with `cubic`: where the largest spacing is more than this times the smallest, its axis is resampled apart, by
             the nearest slice (nnU-Net: 3).
@@ -205,7 +207,7 @@ class Input:
     intensity: tuple[Step, ...] = ()
     intensity_before: tuple[Step, ...] = ()
     channels: Literal[1, 3] = 1
-    rule: Literal["corners", "edges"] = "corners"
+    rule: Literal["corners", "edges", "monai"] = "corners"
     interpolation: Literal["linear", "cubic", "nearest"] = "linear"
     separate_z: float | None = None
     crop: Crop | None = None
@@ -244,6 +246,8 @@ class Output:
         unit: of a regression.
         scale: of a regression: value * scale + offset.
         offset: see `scale`.
+        within: of a regression: the lowest and the highest number that make sense, in the unit.
+        outside: what becomes of others: they are refused, or set to the nearer end.
     """
 
     axes: tuple[str, ...] = ()
@@ -265,11 +269,18 @@ class Output:
     unit: Code | None = None
     scale: float = 1.0
     offset: float = 0.0
+    within: tuple[float, float] | None = None
+    outside: Literal["refuse", "clamp"] = "refuse"
 
     @property
     def background(self) -> bool:
         """Say whether channel 0 is the background and no label."""
         return self.activation != "sigmoid" and self.form == "labels" and self.task in (None, *MAP_TASKS)
+
+    @property
+    def multilabel(self) -> bool:
+        """Say whether labels of a classification do not exclude each other."""
+        return self.activation == "sigmoid" or self.form == "masks"
 
     @property
     def channels(self) -> int:
@@ -289,6 +300,7 @@ class Window:
         blending: how overlapping windows are weighted; needed with `overlap`. `gaussian` is MONAI's, whose middle lies between the
             two voxels in the middle of an even window; `gaussian-nnunet` is nnU-Net's, whose middle is the second of them.
         padding_value: what lies outside a volume that is smaller than the window, after the intensity steps.
+        padding_mode: `constant`: that value lies there; `edge`: the volume's own edge goes on.
         step: how windows lie: `fixed` (MONAI: every step but the last is alike) or `even` (nnU-Net: spread evenly).
         skip_below: on request: a window whose values (after the intensity steps) are all below this is not run, its score is that
             of the background.
@@ -299,6 +311,7 @@ class Window:
     halo: tuple[int, ...] | None = None
     blending: Literal["gaussian", "constant", "gaussian-nnunet"] | None = None
     padding_value: float = 0.0
+    padding_mode: Literal["constant", "edge"] = "constant"
     step: Literal["fixed", "even"] = "fixed"
     skip_below: float | None = None
 
@@ -673,6 +686,8 @@ def _check(card: Card, place: str) -> None:
         _bad(f"{place}: ensemble", "mean or vote is wanted with networks, and only there")
     if card.ensemble == "vote" and any(output.task not in MAP_TASKS for output in card.outputs):
         _bad(f"{place}: ensemble", "vote is for maps", "mean")
+    if card.ensemble and any(output.detection for output in card.outputs):
+        _bad(f"{place}: ensemble", "boxes of several networks can't be averaged")
     if card.mirror and any(output.detection or output.instances for output in card.outputs):
         _bad(f"{place}: mirror", "boxes and offsets of a mirrored run can't be averaged")
     for n, said in enumerate(card.inputs):
@@ -770,16 +785,22 @@ def _check_output(card: Card, output: Output, place: str) -> None:
         _bad(f"{place}: regions_order", f"{len(output.regions_order)} values for {len(output.labels)} labels")
     if not 0 < output.threshold < 1:
         _bad(f"{place}: threshold", f"{output.threshold:g} is not between 0 and 1")
-    if output.thresholds and (output.task != "classification" or output.activation != "sigmoid"):
-        _bad(f"{place}: thresholds", "are for a classification by sigmoid")
+    if output.thresholds and (output.task != "classification" or not output.multilabel):
+        _bad(f"{place}: thresholds", "are for a classification by sigmoid, or of form: masks")
+    if (output.task == "regression") != (output.unit is not None):
+        _bad(f"{place}: unit", "a code is wanted for a regression, and only there")
+    if output.within is not None and output.within[0] >= output.within[1]:
+        _bad(f"{place}: within", f"{output.within[0]:g} is not below {output.within[1]:g}")
     if output.thresholds and len(output.thresholds) != len(output.labels):
         _bad(f"{place}: thresholds", f"{len(output.thresholds)} for {len(output.labels)} labels")
     if output.thresholds and not all(0 < value < 1 for value in output.thresholds):
         _bad(f"{place}: thresholds", f"{list(output.thresholds)}, not all between 0 and 1")
     if (output.over == "slices") != (output.vote is not None):
         _bad(f"{place}: vote", "mean, max or majority is wanted with over: slices, and only there")
-    if output.over == "slices" and (output.task != "classification" or len(card.input.axes) != 3):
-        _bad(f"{place}: over", "slices is for a classification by a network that takes slices")
+    if output.over == "slices" and (output.task not in ("classification", "regression") or len(card.input.axes) != 3):
+        _bad(f"{place}: over", "slices is for a classification or a regression by a network that takes slices")
+    if output.task == "regression" and output.vote == "majority":
+        _bad(f"{place}: vote", "majority of numbers", "mean or max")
 
 
 def _check_input(said: Input, place: str) -> None:

@@ -21,7 +21,7 @@ from mdcli.inference.predict import Found, Plan
 from mdcli.inference.preprocess import Prepared
 from mdcli.inference.results import vote
 from mdcli.inference.tasks.detection import Boxes, detect, merge
-from mdcli.inference.tasks.instances import Objects, by_centres, by_components
+from mdcli.inference.tasks.instances import Objects, by_centres, by_components, settled
 
 # Gives one array a class for scores, (k, j, i), to be filled.
 Allocate = Callable[[int, tuple[int, int, int]], NDArray[Any]]
@@ -145,7 +145,8 @@ class Collector:
         objects = by_centres(labels, heatmap, offsets, said, voxel_mm3 * steps)
         back = Inverter(grid, replace(self.output, inversion="labels"), labels=(out := np.zeros(self.shape, np.uint16)))
         back.labels((0, 0, 0), objects.map)
-        self.objects = replace(objects, map=out)
+        # On a coarser grid a small object may have no voxel left.
+        self.objects = settled(out, objects.values, objects.scores, replace(said, smallest_mm3=0.0), voxel_mm3)
         own = np.zeros(self.shape, labels.dtype)
         Inverter(grid, replace(self.output, inversion="labels"), labels=own).labels((0, 0, 0), labels)
         self.labels = own

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mdcli.dicom.geometry import TILT_DEGREES, TILT_VOXELS
 from mdcli.errors import ConfigError
 from mdcli.inference.card import AS_ACQUIRED, Input
+from mdcli.inference.monai_grid import keeps_first_voxel, middle_offset
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -53,6 +54,7 @@ class Axis:
         offset: where voxel 0 of the network's grid lies, in source voxels.
         flip: whether the network sees this axis reversed.
         covers: the source voxels, first and one after the last, that the grid speaks for; None: all.
+        reads: the source voxels that the grid's values are taken from, likewise: nnU-Net crops before it resamples.
         nearest: between voxels the nearest one counts, where other axes are interpolated.
     """
 
@@ -62,6 +64,7 @@ class Axis:
     offset: float
     flip: bool
     covers: tuple[int, int] | None = None
+    reads: tuple[int, int] | None = None
     nearest: bool = False
 
     @property
@@ -76,7 +79,7 @@ class Axis:
 
     def to_network(self) -> Samples:
         """Return where the voxels of the network's grid lie among the volume's; outside of them the edge counts."""
-        first, end = self.covered
+        first, end = self.reads or (0, self.source)
         positions = np.clip(self.offset + np.arange(self.size, dtype=np.float64) * self.step, first, end - 1)
         return _samples(positions, self.source, self.nearest)
 
@@ -227,6 +230,9 @@ def network_grid(
     # Along the axis that a network of slices does not have nothing is changed.
     axes = [Axis(n, n, 1.0, 0.0, False) for n in shape]
     order = []
+    rule: str = wanted.rule
+    if rule == "monai":
+        rule = "corners" if _keeps_first_voxel(shape, affine, wanted, letters) else "middle"
     first = box if box is not None and wanted.crop is not None and wanted.crop.above is None else None
     for place, name in enumerate(wanted.axes[1:]):
         index, sign = letters["xyz".index(name)]
@@ -234,7 +240,7 @@ def network_grid(
         spacing = float(spacing_in[index])
         target = spacing if isinstance(wanted.spacing, str) else float(wanted.spacing[place])
         kept = (0, shape[kji]) if first is None else first[kji]
-        axes[kji] = _axis(shape[kji], kept, spacing, target, sign < 0, wanted.rule)
+        axes[kji] = _axis(shape[kji], kept, spacing, target, sign < 0, rule)
         order.append(kji)
     if first is not None:
         axes = [a if n in order else _part(a, *first[n]) for n, a in enumerate(axes)]
@@ -252,28 +258,50 @@ def network_grid(
     return grid
 
 
+def _keeps_first_voxel(
+    shape: tuple[int, int, int], affine: NDArray[np.float64], wanted: Input, letters: list[tuple[int, int]]
+) -> bool:
+    """Say what MONAI's Spacing does with a volume that its Orientation has turned to the network's axes."""
+    if isinstance(wanted.spacing, str):
+        return True
+    turned = np.eye(4)
+    turned[:3, :3] = np.stack([sign * affine[:3, index] for index, sign in letters], axis=1)
+    own = np.linalg.norm(turned[:3, :3], axis=0)
+    said = dict(zip(wanted.axes[1:], wanted.spacing, strict=True))
+    spacing = tuple(float(said.get(axis, own[n])) for n, axis in enumerate("xyz"))
+    i, j, k = (shape[2 - index] for index, _ in letters)
+    return keeps_first_voxel((i, j, k), turned, spacing)
+
+
 def _axis(source: int, kept: tuple[int, int], spacing: float, target: float, flip: bool, rule: str) -> Axis:
     first, end = kept
     voxels = end - first
     covers = None if voxels == source else kept
     # A header's rounding is no reason to interpolate: it may shift the far end by up to a thousandth of a voxel.
     if abs(target / spacing - 1) * (voxels - 1) < 1e-3:
-        return Axis(source, voxels, 1.0, float(first), flip, covers)
+        return Axis(source, voxels, 1.0, float(first), flip, covers, covers)
     if rule == "edges":
         size = max(round(voxels * spacing / target), 1)
         step = voxels / size
-        return Axis(source, size, step, first + step / 2 - 0.5, flip, covers)
+        return Axis(source, size, step, first + step / 2 - 0.5, flip, covers, covers)
     step = target / spacing
     size = round((voxels - 1) / step + 1)
-    return Axis(source, size, step, first + ((voxels - 1) - (size - 1) * step if flip else 0.0), flip, covers)
+    start = middle_offset(voxels, size, step) if rule == "middle" else 0.0
+    if flip:
+        start = (voxels - 1) - start - (size - 1) * step
+    return Axis(source, size, step, first + start, flip, covers, covers)
 
 
 def _part(axis: Axis, first: int, end: int) -> Axis:
-    """Return a part of an axis's grid; it speaks for the source voxels nearest to its own."""
+    """Return a part of an axis's grid, which speaks for all source voxels that lie next to one of its own.
+
+    MONAI puts zeros around the scores of a crop before it interpolates: between the last voxel and the first zero they are smaller,
+    and their order is the same.
+    """
     if (first, end) == (0, axis.size):
         return axis
     positions = (np.arange(axis.source) - axis.offset) / axis.step
-    inside = np.flatnonzero((np.rint(positions) >= first) & (np.rint(positions) < end))
+    inside = np.flatnonzero((positions > first - 1) & (positions < end))
     covers = (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, 0)
     return replace(axis, size=end - first, offset=axis.offset + first * axis.step, covers=covers)
 

@@ -82,8 +82,9 @@ class Plan:
         feeds: for each input tensor, in the network's words, its channels of what is prepared.
         maps: outputs with a score for every voxel.
         others: tensors of other outputs.
+        unsplit: those of them that have no batch, such as boxes of any number.
         flips: the axes (places after C of the network's array) that are mirrored, for every run of a window.
-        padding_value: what lies outside the volume.
+        padding_value: what lies outside the volume; None: its edge goes on.
         skip_below: windows whose values are all below this are not run; None: all are.
     """
 
@@ -92,8 +93,9 @@ class Plan:
     feeds: tuple[tuple[str, slice], ...]
     maps: tuple[MapPlan, ...]
     others: tuple[str, ...]
+    unsplit: frozenset[str] = frozenset()
     flips: tuple[tuple[int, ...], ...] = ((),)
-    padding_value: float = 0.0
+    padding_value: float | None = 0.0
     skip_below: float | None = None
 
 
@@ -180,7 +182,11 @@ def make_plan(card: Card, session: Session, grid: Grid, *, skip: bool = False) -
     places = [card.input.axes.index(axis) - 1 for axis in card.mirror]
     flips = tuple(subset for n in range(len(places) + 1) for subset in itertools.combinations(places, n))
     skip_below = cut.skip_below if skip else None
-    return Plan(grid, tiling, feeds, tuple(maps), tuple(others), flips, cut.padding_value, skip_below)
+    outside = None if cut.padding_mode == "edge" else cut.padding_value
+    unsplit = (
+        frozenset(others) if any(o.detection and o.detection.form == "boxes" for o in card.outputs) else frozenset()
+    )
+    return Plan(grid, tiling, feeds, tuple(maps), tuple(others), unsplit, flips, outside, skip_below)
 
 
 def _feeds(card: Card, session: Session) -> tuple[tuple[str, slice], ...]:
@@ -354,6 +360,9 @@ def predict(
         ConfigError: `network-does-not-fit`, `network-failed`.
     """
     tiling, busy = plan.tiling, busy or Busy()
+    if plan.unsplit:
+        # Boxes of several windows in one array can't be told apart.
+        batch = 1
     # Where no two windows share a voxel, each gives its labels by itself, and its scores need not be kept.
     alone = bool(plan.maps) and tiling.weights is None and all(inverter.early for inverter in inverters)
     run = _Run(plan, sessions, alone, busy)
@@ -506,7 +515,10 @@ class _Run:
         if len(runs) > 1:
             for values in total.values():
                 values /= np.float32(len(runs))
-        return [{name: values[n] for name, values in total.items()} for n in range(len(batch))]
+        return [
+            {name: values if name in plan.unsplit else values[n] for name, values in total.items()}
+            for n in range(len(batch))
+        ]
 
     def _found(self, window: Window, said: Arrays) -> Found:
         plan = self._plan

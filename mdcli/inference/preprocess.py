@@ -334,8 +334,15 @@ def prepare(
         for c in range(said.channels)
     ]
     steps = [said for said in inputs for _ in range(said.channels)]
-    if first.rule == "edges" or first.interpolation == "cubic" or any(said.intensity_before for said in inputs):
+    if first.rule == "edges" or first.interpolation == "cubic":
         return _prepare_nnunet(parts, shape, affine, steps, excluded)
+    if any(said.intensity_before for said in inputs):
+        if excluded is not None:
+            raise ConfigError("bad-card", "padding: exclude with intensity_before, whose statistics are of every voxel")
+        parts = [
+            apply_to_volume(np.array(part, np.float32), said.intensity_before)
+            for part, said in zip(parts, steps, strict=True)
+        ]
     plain = network_grid(shape, affine, replace(first, resize=None))
     box = None
     if first.crop is not None:

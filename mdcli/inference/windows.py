@@ -219,7 +219,9 @@ def gaussian_weights(window: tuple[int, int, int]) -> Floats:
     return np.maximum(weights, np.float32(max(float(weights.min()), MIN_WEIGHT)))
 
 
-def extract(rows: Floats, axis: int, first: int, window: Window, size: tuple[int, int, int], outside: float) -> Floats:
+def extract(
+    rows: Floats, axis: int, first: int, window: Window, size: tuple[int, int, int], outside: float | None
+) -> Floats:
     """Return what lies in a window.
 
     Args:
@@ -228,7 +230,7 @@ def extract(rows: Floats, axis: int, first: int, window: Window, size: tuple[int
         first: the row of the grid that `rows` starts with.
         window: where.
         size: of the window (k, j, i).
-        outside: the value of voxels outside of the grid.
+        outside: the value of voxels outside of the grid; None: the grid's edge goes on.
 
     Returns:
         (C, k, j, i); a view of `rows` where the window lies inside.
@@ -238,9 +240,10 @@ def extract(rows: Floats, axis: int, first: int, window: Window, size: tuple[int
     found = rows[(slice(None), *inside)]
     if found.shape[1:] == size:
         return found
-    padded = np.full((len(rows), *size), outside, np.float32)
-    padded[(slice(None), *(slice(s.start - a, s.stop - a) for s, a in zip(inside, starts, strict=True)))] = found
-    return padded
+    before = [(s.start - a, n - (s.stop - a)) for s, a, n in zip(inside, starts, size, strict=True)]
+    if outside is None:
+        return np.pad(found, [(0, 0), *before], mode="edge")
+    return np.pad(found, [(0, 0), *before], constant_values=np.float32(outside))
 
 
 @contextmanager

@@ -179,8 +179,10 @@ def _check_codes(card: Card) -> None:
 def _model(params: Params) -> ModelFolder:
     from mdcli.inference.engines import DEFAULT_ENGINE
     from mdcli.inference.formats import Opening, find_model
-    from mdcli.model_folders import converted_folder, model_folders
+    from mdcli.inference.isolation import use_python
+    from mdcli.model_folders import converted_folder, model_folders, torch_python
 
+    use_python(torch_python())
     opening = Opening(
         cache=converted_folder(),
         trust=frozenset(params.trust_model),
@@ -271,13 +273,13 @@ def _read_case(ws: Workspace, card: Card, params: Params) -> _Case:
         _check_grid(volume, geometry)
         _check_plane(volume, card)
         out_of_scope = _check_scope(ws, card, volume, geometry, params.accept_out_of_scope)
-        volumes = [_shown(volume, geometry, card.input, card)]
+        volumes = [_shown(ws, volume, geometry, card.input, card)]
         for said in card.inputs[1:]:
             other, its = ws.read_volume(said.role), ws.read_json(said.role.replace("volume", "geometry", 1))
             _check_grid(other, its)
             _check_beside(volume, geometry, other, its, said)
             _check_unit(said, card, other, its)
-            volumes.append(_shown(other, its, said, card))
+            volumes.append(_shown(ws, other, its, said, card))
         return _Case(tuple(volumes), _upright(ws, volumes), geometry, out_of_scope)
 
 
@@ -311,7 +313,7 @@ def _check_unit(said: Input, card: Card, volume: Volume, geometry: Mapping[str, 
     check_unit(replace(card, inputs=(said,)), unit, geometry.get("modality"))
 
 
-def _shown(volume: Volume, geometry: Mapping[str, Any], said: Input, card: Card) -> Volume:
+def _shown(ws: Workspace, volume: Volume, geometry: Mapping[str, Any], said: Input, card: Card) -> Volume:
     """Return the volume as the card's `grayscale` asks for it, and refuse a fourth axis or colour that it does not ask for."""
     from dataclasses import replace
 
@@ -323,11 +325,31 @@ def _shown(volume: Volume, geometry: Mapping[str, Any], said: Input, card: Card)
         raise DataError(
             "wrong-channels", f"{said.role} has {found}, the model {card.name} wants {said.channels} channel(s)"
         )
+    from mdcli.imaging.display import check_intent, display_chain, says_window
+
+    display = geometry.get("display")
+    intents = card.accepts.get("presentation_intent_type")
+    check_intent(display, [str(value) for value in getattr(intents, "one_of", ())])
     if said.grayscale == "modality":
         return volume
-    from mdcli.imaging.display import displayed
+    limits = None if says_window(display) else _limits(volume, geometry)
+    chain = display_chain(display, said.grayscale, limits=limits)
+    for code, sentence in chain.findings:
+        ws.warn(code, sentence)
+    return replace(volume, array=chain(volume.array))
 
-    return replace(volume, array=displayed(volume.array, geometry.get("display"), said.grayscale))
+
+def _limits(volume: Volume, geometry: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the lowest and the highest value that is no padding."""
+    import numpy as np
+
+    ranges = _padding(geometry, geometry.get("resampled") is None) or [None] * len(volume.array)
+    low, high = np.inf, -np.inf
+    for plane, padding in zip(volume.array, ranges, strict=True):
+        values = plane if padding is None else plane[(plane < padding[0]) | (plane > padding[1])]
+        if values.size:
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
 
 
 def _upright(ws: Workspace, volumes: Sequence[Volume]) -> tuple[Volume, ...]:
@@ -667,7 +689,9 @@ def _write(
     return _write_classes(result, model, case, plan, said)
 
 
-def _back(result: _Result, case: _Case, array: NDArray[Any], order: Literal["linear", "nearest"] = "nearest") -> NDArray[Any]:
+def _back(
+    result: _Result, case: _Case, array: NDArray[Any], order: Literal["linear", "nearest"] = "nearest"
+) -> NDArray[Any]:
     """Return an array of the upright grid on the volume's own."""
     import numpy as np
 
@@ -682,7 +706,6 @@ def _back(result: _Result, case: _Case, array: NDArray[Any], order: Literal["lin
 
 
 def _write_segmentation(result: _Result, model: ModelFolder, case: _Case, said: Mapping[str, Any]) -> bool:
-    import numpy as np
 
     from mdcli.inference.after import apply_after
     from mdcli.inference.results import count_map, count_masks, labels_after, segments_document
@@ -784,7 +807,7 @@ def _write_instances(
 
     from mdcli.imaging.nifti import PATIENT
     from mdcli.inference.after import apply_after
-    from mdcli.inference.tasks.instances import Objects, instances_document, settled
+    from mdcli.inference.tasks.instances import instances_document, settled
 
     ws, output, collector = result.ws, result.output, result.collector
     own, said_of = case.volumes[0], output.instances
@@ -874,6 +897,8 @@ def _write_classes(result: _Result, model: ModelFolder, case: _Case, plan: Plan,
             output.unit,
             scale=output.scale,
             offset=output.offset,
+            within=output.within,
+            outside=output.outside,
             over=over,
             vote=vote,
             slices=slices,
@@ -885,7 +910,7 @@ def _write_classes(result: _Result, model: ModelFolder, case: _Case, plan: Plan,
             rows,
             output.labels,
             activation=activation,
-            multilabel=activation == "sigmoid",
+            multilabel=output.multilabel,
             thresholds=output.thresholds or (output.threshold,),
             over=over,
             vote=output.vote,

@@ -15,8 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
-from mdcli.errors import ConfigError, MissingError
+from mdcli.errors import ConfigError, MissingError, UnavailableError
 from mdcli.inference.card import CARD_FILE, Card
+from mdcli.inference.engines import OWN_ENGINES
 
 GROUP = "mdcli.formats"
 
@@ -90,14 +91,24 @@ def find_model(name_or_path: str, folders: Sequence[Path], opening: Opening | No
     Raises:
         MissingError: `no-model`; `no-network` where a card's network is not there.
         ConfigError: as `Format.read`; `broken-plugin`.
+        UnavailableError: `no-format` where a card names a network that only a plugin reads.
     """
     is_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name_or_path) is not None
     named = [folder / name_or_path for folder in folders if is_name and (folder / name_or_path).exists()]
     path = named[0] if named else Path(name_or_path)
     if path.exists():
+        opening = opening or Opening()
         for reader in _formats():
             if reader.recognises(path):
-                return reader.read(path, opening or Opening())
+                return reader.read(path, opening)
+        from mdcli.inference.formats.folder import CardFolder, has_card
+
+        if has_card(path) and opening.engine in OWN_ENGINES:
+            text = f"no format that is installed reads the network of {path.name}"
+            raise UnavailableError("no-format", text, hint="pip install md-tensorflow, for TensorFlow and Keras")
+        if has_card(path):
+            # An engine of a plugin may read it.
+            return CardFolder().read(path, opening)
         raise MissingError(
             "no-model", f"there is no {CARD_FILE} for {path.name}", hint="md schema model says what is in one"
         )
@@ -152,11 +163,16 @@ def inside(folder: Path, name: str, said_by: str, root: Path | None = None) -> P
         MissingError: `no-network`.
     """
     path = folder / name
-    if not path.resolve().is_relative_to((root or folder).resolve()):
+    if not inside_folder(root or folder, str(path)):
         raise ConfigError("outside-folder", f"{said_by} names {name!r}, which is outside the model's folder")
     if not path.is_file():
         raise MissingError("no-network", f"{said_by} names {name!r}, which is not there")
     return path
+
+
+def inside_folder(folder: Path, name: str) -> bool:
+    """Say whether a name, relative to a folder or absolute, lies in it once links are followed."""
+    return (folder / name).resolve().is_relative_to(folder.resolve())
 
 
 _digests: dict[tuple[str, int, int, int], str] = {}

@@ -299,6 +299,7 @@ def _inputs(
                 intensity=steps,
                 intensity_before=before,
                 channels=3 if colour else 1,
+                rule="monai",
                 interpolation=done.interpolation,
                 crop=done.card_crop,
                 resize=None if done.resize is None else tuple(done.resize[n] for n in seen),

@@ -712,15 +712,10 @@ def read_inferer(component: Component | None, count: int, notes: Notes) -> Infer
     if blending == "gaussian":
         said.only("sigma_scale", 0.125)
     padding = said.only("padding_mode", "constant", "replicate")
-    if padding == "replicate":
-        notes.append(
-            (
-                "padding-differs",
-                "the bundle repeats the edge around an image smaller than the window, md gives it one value",
-            )
-        )
     value = said.number("cval") if padding == "constant" else 0.0
-    return Inferring(size, Window(size, float(overlap), blending=blending, padding_value=value), slices)
+    padding_mode: Literal["constant", "edge"] = "edge" if padding == "replicate" else "constant"
+    window = Window(size, float(overlap), blending=blending, padding_value=value, padding_mode=padding_mode)
+    return Inferring(size, window, slices)
 
 
 def _window_size(said: Any, count: int, arguments: Arguments) -> tuple[int | Literal["full"], ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mdcli.dicom.plain_yaml import PlainYamlError, load_yaml
 from mdcli.errors import ConfigError, MissingError
 from mdcli.inference.card import CARD_FILE, MAX_CARD_BYTES, Card, read_card
 from mdcli.inference.engines import DEFAULT_ENGINE, OWN_ENGINES
-from mdcli.inference.formats import ModelFolder, Opening, digest_of, inside
+from mdcli.inference.formats import ModelFolder, Opening, digest_of, inside, inside_folder
 from mdcli.inference.onnxfile import external_files
 
 # Networks that are converted to ONNX once, before any engine sees them.
 _CONVERTED = (".ts", ".pt2", ".pt", ".pth", ".safetensors")
+_PLUGINS = (".pb", ".keras", ".h5", ".hdf5")
 
 
 class CardFolder:
@@ -20,8 +22,9 @@ class CardFolder:
     name = "folder"
 
     def recognises(self, path: Path) -> bool:
-        """Say whether there is a card. See `Format.recognises`."""
-        return _card_path(path).is_file()
+        """Say whether there is a card whose networks are ours to read. See `Format.recognises`."""
+        card_path = _card_path(path)
+        return card_path.is_file() and not any(_is_others(card_path.parent, name) for name in _networks_of(card_path))
 
     def read(self, path: Path, opening: Opening) -> ModelFolder:
         """Return the model. See `Format.read`."""
@@ -55,6 +58,34 @@ class CardFolder:
             networks.append(network)
             files += _weights(network, folder, opening)
         return ModelFolder(card, tuple(networks), digest_of(folder, files), tuple(notes), folder)
+
+
+def has_card(path: Path) -> bool:
+    """Say whether there is a card, whatever its networks are."""
+    return _card_path(path).is_file()
+
+
+def _networks_of(card_path: Path) -> list[str]:
+    """Return the networks that a card names; none where it can't be read, which `read` says better."""
+    with card_path.open("rb") as file:
+        content = file.read(MAX_CARD_BYTES)
+    try:
+        said = load_yaml(content.decode("utf-8"))
+    except (PlainYamlError, UnicodeDecodeError):
+        return []
+    if not isinstance(said, dict):
+        return []
+    several = said.get("networks")
+    return [
+        name for name in [said.get("network"), *(several if isinstance(several, list) else [])] if isinstance(name, str)
+    ]
+
+
+def _is_others(folder: Path, name: str) -> bool:
+    """Say whether a network is of a format that only a plugin reads: TensorFlow's and Keras's files, or a folder."""
+    if "://" in name:
+        return False
+    return Path(name).suffix.lower() in _PLUGINS or (inside_folder(folder, name) and (folder / name).is_dir())
 
 
 def _card_path(path: Path) -> Path:
