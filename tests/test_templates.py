@@ -6,7 +6,7 @@ from mdcli.commands.init import init
 
 
 def test_the_model_template_is_a_card_once_a_network_lies_beside_it(tmp_path):
-    from mdcli.inference.card import find_model
+    from mdcli.inference.formats import find_model
 
     init("model", tmp_path)
     embedded = Path(__file__).parents[1] / "mdcli" / "models" / "ct-tissue" / "network.onnx"

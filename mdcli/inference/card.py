@@ -563,11 +563,11 @@ def _one_key(value: Any, known: Mapping[str, Any], place: str) -> tuple[str, Any
 
 
 def _keys(said: Any, wanted: Sequence[str], optional: Sequence[str], place: str) -> dict[str, Any]:
-    said = _mapping(said, place)
-    _refuse_unknown(said, dict.fromkeys((*wanted, *optional)), place)
-    if missing := [key for key in wanted if key not in said]:
+    mapping = _mapping(said, place)
+    _refuse_unknown(mapping, dict.fromkeys((*wanted, *optional)), place)
+    if missing := [key for key in wanted if key not in mapping]:
         _bad(place, f"{' and '.join(missing)} missing")
-    return said
+    return mapping
 
 
 def _step(value: Any, place: str) -> Step:

@@ -17,6 +17,7 @@ from mdcli.dicom.geometry import TILT_DEGREES, TILT_VOXELS
 from mdcli.errors import ConfigError
 from mdcli.inference.card import AS_ACQUIRED, Input
 from mdcli.inference.monai_grid import keeps_first_voxel, middle_offset
+from mdcli.inference.spline import separate_axis
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -81,17 +82,25 @@ class Axis:
         """Return where the voxels of the network's grid lie among the volume's; outside of them the edge counts."""
         first, end = self.reads or (0, self.source)
         positions = np.clip(self.offset + np.arange(self.size, dtype=np.float64) * self.step, first, end - 1)
-        return _samples(positions, self.source, self.nearest)
+        return _samples(self._settled(positions), self.source)
 
     def to_source(self) -> Samples:
         """Return where the volume's voxels lie among those of the network's grid; outside of them the edge counts."""
-        return _samples((np.arange(self.source, dtype=np.float64) - self.offset) / self.step, self.size, self.nearest)
+        positions = (np.arange(self.source, dtype=np.float64) - self.offset) / self.step
+        return _samples(self._settled(positions), self.size)
+
+    def _settled(self, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the nearest whole positions where the nearest voxel counts: half-way the later one, as the network sees the axis.
+
+        Source: scipy.ndimage.map_coordinates of order 0, which nnU-Net uses, takes floor(position + .5).
+        """
+        if not self.nearest:
+            return positions
+        return np.ceil(positions - 0.5) if self.flip else np.floor(positions + 0.5)
 
 
-def _samples(positions: NDArray[np.float64], size: int, nearest: bool = False) -> Samples:
+def _samples(positions: NDArray[np.float64], size: int) -> Samples:
     positions = np.clip(positions, 0, size - 1)
-    if nearest:
-        positions = np.rint(positions)
     low = np.floor(positions).astype(np.intp)
     return Samples(low, np.minimum(low + 1, size - 1), (positions - low).astype(np.float32))
 
@@ -307,21 +316,17 @@ def _part(axis: Axis, first: int, end: int) -> Axis:
 
 
 def _separated(axes: list[Axis], order: list[int], wanted: Input, spacing_in: list[float]) -> list[Axis]:
-    """Mark the axis of the largest spacing, where it is over `separate_z` times the smallest, as resampled by the nearest voxel.
+    """Mark the axis along which scores come back by the nearest voxel, as nnU-Net resamples a thick axis apart.
 
-    The volume's spacing decides, and the network's where the volume's does not. Source: nnU-Net v2, resampling/default_resampling.
+    The scores' own spacing decides, and the volume's where that does not.
     """
     assert wanted.separate_z is not None
     target = list(spacing_in)
     if not isinstance(wanted.spacing, str):
         for kji, mm in zip(order, wanted.spacing, strict=True):
             target[kji] = mm
-    for spacing in (spacing_in, target):
-        if max(spacing) / min(spacing) > wanted.separate_z:
-            low = [n for n, mm in enumerate(spacing) if mm == max(spacing)]
-            # With two or three of them there is no axis to resample apart.
-            return [replace(a, nearest=True) if low == [n] else a for n, a in enumerate(axes)]
-    return axes
+    thick = separate_axis(target, spacing_in, wanted.separate_z)
+    return [replace(axis, nearest=True) if n == thick else axis for n, axis in enumerate(axes)]
 
 
 def _resized(axis: Axis, size: int) -> Axis:

@@ -432,7 +432,7 @@ def _prepare_nnunet(
     box = tuple((part.start, part.stop) for part in rows.box)
     grid = network_grid(shape, affine, first, (box[0], box[1], box[2]) if first.crop is not None else None)
     assert grid.shape == tuple(rows.shape), f"{grid.shape} and {rows.shape} voxels"
-    return Prepared(grid, Held(rows.rows(0, rows.shape[0])), first.axes)
+    return Prepared(grid, Held(rows.whole()), first.axes)
 
 
 def resize(values: Floats, shape: tuple[int, int, int], mode: str) -> Floats:
