@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from importlib.resources import files
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from mdcli.errors import ConfigError, MissingError
-from mdcli.inference.card import Clip, Normalize, Scale, read_card
+from mdcli.inference.card import Card, Clip, Crop, Input, Normalize, Output, Scale, Window, read_card
 from mdcli.inference.formats import Opening, find_model
 from mdcli.inference.onnxfile import external_files
+from mdcli.inference.tasks.settings import Detection, Instances
 from tests.inference.nets import bands, card, label, network, write_model
 
 EMBEDDED = Path(str(files("mdcli") / "models"))
@@ -174,6 +176,25 @@ def test_the_intensity_steps_keep_their_order():
     ]
     found = read_card(text(inputs0={"intensity": steps})).input.intensity
     assert found == (Clip(-100, 100), Scale((-100, 100), (0, 1)), Normalize(0.5, 2))
+
+
+@pytest.mark.parametrize(
+    "place, kind",
+    [
+        ((), Card),
+        (("$defs", "input"), Input),
+        (("$defs", "output"), Output),
+        (("$defs", "window"), Window),
+        (("$defs", "crop"), Crop),
+        (("$defs", "detection"), Detection),
+        (("$defs", "instances"), Instances),
+    ],
+)
+def test_the_schema_has_the_keys_of_the_reader(place, kind):
+    schema = json.loads((files("mdcli") / "schemas" / "model.json").read_text())
+    for part in place:
+        schema = schema[part]
+    assert set(schema["properties"]) == {field.name for field in dataclasses.fields(kind)}
 
 
 def test_the_schema_agrees_with_the_reader():
