@@ -30,7 +30,6 @@ from mdcli.inference.nnunet import point_weights
 from mdcli.inference.preprocess import Rows
 from mdcli.inference.windows import (
     Blender,
-    Block,
     Part,
     Tiling,
     Window,
@@ -369,7 +368,7 @@ def predict(
     blenders = [
         Blender(tiling, normalise=inverter.normalised, again=inverter.needs_last) for inverter in inverters if not alone
     ]
-    ahead = workers if needed_bytes(plan, workers) < _LARGE_SCORES_BYTES * 2 else 1
+    large = sum(said.channels for said in plan.maps) * math.prod(tiling.window) * 4 * batch > _LARGE_SCORES_BYTES // 2
     with (
         ThreadPoolExecutor(1, "md-prepare") as prepare,
         ThreadPoolExecutor(workers, "md-network") as network,
@@ -383,13 +382,16 @@ def predict(
         )
 
         def given() -> Iterator[Callable[[], None]]:
-            for group in _in_order(network, runs, ahead=ahead):
-                for found in group:
+            for group in _in_order(network, runs, ahead=workers, waiting=not large):
+                # A name that goes on standing for a window's scores would keep them while the next ones are waited for.
+                while group:
+                    found = group.pop(0)
                     yield from _hand_over(found)
                     if take is not None and plan.others:
                         yield partial(take, found)
                     if progress is not None:
                         progress(1)
+                    del found
 
         def _hand_over(found: Found) -> Iterator[Callable[[], None]]:
             if alone:
@@ -398,19 +400,38 @@ def predict(
                     yield partial(inverter.labels, (start[0], start[1], start[2]), labels)
                 return
             for blender, inverter, scores in zip(blenders, inverters, found.maps, strict=True):
-                block: Block | None = blender.add(found.window, scores)
-                if block is not None:
-                    yield partial(inverter.take, block)
+                yield partial(inverter.take, blender.add(found.window, scores))
 
+        if large:
+            # A finished block is a part of its window's scores, which would be held as long as it waits.
+            for call in given():
+                call()
+                del call
+            return
         for _ in _in_order(invert, given(), ahead=1):
             pass
 
 
-def _in_order(pool: Executor, calls: Iterable[Callable[[], T]], *, ahead: int) -> Iterator[T]:
-    """Make calls in a pool, `ahead` of them beyond the one whose result is given next; results are in the order of the calls."""
+def _in_order(pool: Executor, calls: Iterable[Callable[[], T]], *, ahead: int, waiting: bool = True) -> Iterator[T]:
+    """Make calls in a pool, `ahead` of them beyond the one whose result is given next; results are in the order of the calls.
+
+    Args:
+        pool: that makes them.
+        calls: in order.
+        ahead: how many are made while a result is used.
+        waiting: a further result may wait for its turn, so that the pool is never idle; else the next call is begun when the one
+            before is done and asked for, and no result waits.
+    """
     pending: deque[Future[T]] = deque()
     try:
         for call in calls:
+            if not waiting and len(pending) >= ahead:
+                result = pending.popleft().result()
+                pending.append(pool.submit(call))
+                del call
+                yield result
+                del result
+                continue
             pending.append(pool.submit(call))
             # The reference in a loop's variable would keep a window's scores until the next one comes.
             del call

@@ -107,13 +107,13 @@ class Window:
 
     Attributes:
         parts: where it lies along k, j, i.
-        place: which one it is along k, j, i; along the outermost axis counted in `Tiling.merged`.
-        member: which one it is of those that are given as one, and how many these are.
+        place: which one it is along k, j, i.
+        beside: whether the next window is the next one along the outermost axis, at the same place along the others.
     """
 
     parts: tuple[Part, Part, Part]
     place: tuple[int, int, int] = (0, 0, 0)
-    member: tuple[int, int] = (0, 1)
+    beside: bool = False
 
     @property
     def target(self) -> tuple[slice, slice, slice]:
@@ -146,42 +146,43 @@ class Tiling:
     weights: Floats | None
     walk: tuple[int, int, int] = (0, 1, 2)
 
-    def _groups(self) -> list[tuple[Part, ...]]:
-        """Return the parts along the outermost axis, the last two together where they share more than others do.
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Return the numbers of the parts along the outermost axis, the last two together where they share more than others do.
 
-        The last window is shifted back to end with the axis. Run by itself, the rows that it shares with the one before would be
-        carried for the whole plane; run together, they are not.
+        The last window is shifted back to end with the axis. Run plane by plane, what it shares with the one before would be
+        carried for the whole plane; run window by window, each beside the one before, it is carried for that window alone.
         """
-        parts = list(self.parts[self.walk[0]])
+        parts = self.parts[self.walk[0]]
         shared = [a.keep[1] - b.keep[0] for a, b in itertools.pairwise(parts)]
-        if len(shared) > 1 and shared[-1] > shared[0] and shared[-1] < parts[-1].keep[1] - parts[-1].keep[0]:
-            return [*((part,) for part in parts[:-2]), (parts[-2], parts[-1])]
-        return [(part,) for part in parts]
+        single = [(n,) for n in range(len(parts))]
+        if len(shared) > 1 and shared[-1] > shared[0]:
+            return (*single[:-2], (len(parts) - 2, len(parts) - 1))
+        return tuple(single)
 
     @property
-    def merged(self) -> tuple[Part, ...]:
-        """Return the parts along the outermost axis, those that are given as one as one."""
-        return tuple(Part(group[0].start, (group[0].keep[0], group[-1].keep[1])) for group in self._groups())
+    def outer(self) -> tuple[Part, ...]:
+        """Return the parts along the outermost axis; those that are run together end where the next one begins."""
+        parts = list(self.parts[self.walk[0]])
+        for group in self.groups:
+            for n in group[:-1]:
+                parts[n] = Part(parts[n].start, (parts[n].keep[0], parts[n + 1].keep[0]))
+        return tuple(parts)
 
     def rows(self) -> Iterator[tuple[tuple[int, int], list[Window]]]:
         """Give the windows that lie alike along the outermost axis, in its order: (its first voxel and the one after the last)."""
         outer, middle, inner = self.walk
-        size = self.window[outer]
-        for n, group in enumerate(self._groups()):
+        size, along = self.window[outer], self.parts[outer]
+        for group in self.groups:
             windows = []
             for (m, b), (i, c) in itertools.product(enumerate(self.parts[middle]), enumerate(self.parts[inner])):
-                for number, a in enumerate(group):
-                    parts = {outer: a, middle: b, inner: c}
+                for n in group:
+                    parts = {outer: along[n], middle: b, inner: c}
                     place = {outer: n, middle: m, inner: i}
                     windows.append(
-                        Window(
-                            (parts[0], parts[1], parts[2]),
-                            (place[0], place[1], place[2]),
-                            (number, len(group)),
-                        )
+                        Window((parts[0], parts[1], parts[2]), (place[0], place[1], place[2]), n != group[-1])
                     )
-            reach = max(group[0].start, 0), min(group[-1].start + size, self.shape[outer])
-            yield reach, windows
+            yield (max(along[group[0]].start, 0), min(along[group[-1]].start + size, self.shape[outer])), windows
 
     def windows(self) -> Iterator[Window]:
         """Give all windows, in the order in which they are run."""
@@ -196,13 +197,20 @@ class Tiling:
     def carried_voxels(self, walk: tuple[int, int, int]) -> int:
         """Return how many voxels of every channel are carried at most, were the windows to go along the axes in this order."""
         other = replace(self, walk=walk)
-        found = 0
         size = list(self.shape)
-        for level, axis in enumerate(walk):
-            parts = other.merged if level == 0 else self.parts[axis]
+        along = other.parts[walk[0]]
+        first = max((a.keep[1] - b.keep[0] for a, b in itertools.pairwise(other.outer)), default=0)
+        found = first * math.prod(size[n] for n in range(3) if n != walk[0])
+        size[walk[0]] = max(along[group[-1]].keep[1] - along[group[0]].keep[0] for group in other.groups)
+        beside = max(
+            (along[a].keep[1] - along[b].keep[0] for g in other.groups for a, b in itertools.pairwise(g)), default=0
+        )
+        found += beside * math.prod(min(self.window[n], self.shape[n]) for n in range(3) if n != walk[0])
+        for axis in walk[1:]:
+            parts = self.parts[axis]
             shared = max((a.keep[1] - b.keep[0] for a, b in itertools.pairwise(parts)), default=0)
             found += max(shared, 0) * math.prod(size[n] for n in range(3) if n != axis)
-            size[axis] = min(max(part.keep[1] - part.keep[0] for part in parts), self.shape[axis])
+            size[axis] = min(self.window[axis], self.shape[axis])
         return found
 
     def walking(self, order: Sequence[tuple[int, int, int]]) -> Tiling:
@@ -280,14 +288,14 @@ class Blender:
     ) -> None:
         self._tiling = tiling
         inner = [_Carry(axis, tiling.parts[axis], again[axis]) for axis in reversed(tiling.walk[1:])]
-        self._levels = [*inner, _Carry(tiling.walk[0], tiling.merged, again[tiling.walk[0]])]
+        self._levels = [*inner, _Carry(tiling.walk[0], tiling.outer, again[tiling.walk[0]])]
         self._total: Blender | None = None
         if normalise and tiling.weights is not None:
             self._total = Blender(tiling, normalise=False, again=again)
         self._weights = tiling.weights
-        self._held: Floats | None = None
+        self._beside: Floats | None = None
 
-    def add(self, window: Window, scores: Floats) -> Block | None:
+    def add(self, window: Window, scores: Floats) -> Block:
         """Take what the network says of the next window, and give what is finished by it.
 
         Args:
@@ -295,7 +303,7 @@ class Blender:
             scores: (C, k, j, i); they are changed.
 
         Returns:
-            A block, or None where nothing is finished yet (of a row of windows that is given as one).
+            A block, which may have no voxels, and may be a part of `scores`.
 
         Raises:
             DataError: `nan-in-output` where finite scores add up to what is not finite.
@@ -311,32 +319,22 @@ class Blender:
         if self._total is not None:
             weights = np.ones((1, *self._tiling.window), np.float32)
             total = self._total.add(window, weights)
-            if found is not None and total is not None:
-                with refuse_overflow():
-                    found = Block(found.start, found.scores / total.scores, found.again)
+            with refuse_overflow():
+                found = Block(found.start, np.divide(found.scores, total.scores, out=found.scores), found.again)
         return found
 
-    def _put(self, window: Window, block: Floats) -> Block | None:
+    def _put(self, window: Window, block: Floats) -> Block:
         place = window.place
         starts = [part.keep[0] for part in window.parts]
-        member, members = window.member
-        if members > 1:
-            outer = self._tiling.walk[0]
-            whole = self._tiling.merged[place[outer]]
-            if member == 0:
-                shape = list(block.shape)
-                shape[outer + 1] = whole.keep[1] - whole.keep[0]
-                self._held = np.zeros_like(block, shape=shape)
-            assert self._held is not None
-            part = [slice(None)] * 4
-            first = starts[outer] - whole.keep[0]
-            part[outer + 1] = slice(first, first + block.shape[outer + 1])
+        outer = self._tiling.walk[0]
+        if self._beside is not None:
             with refuse_overflow():
-                self._held[tuple(part)] += block
-            if member + 1 < members:
-                return None
-            block, self._held = self._held, None
-            starts[outer] = whole.keep[0]
+                block[along(outer, 0, self._beside.shape[outer + 1])] += self._beside
+            self._beside = None
+        if window.beside:
+            end = self._tiling.parts[outer][place[outer] + 1].keep[0] - starts[outer]
+            self._beside = block[along(outer, end, None)].copy(order="K")
+            block = block[along(outer, 0, end)]
         again = [0, 0, 0]
         for level in self._levels:
             across = tuple(place[axis] for axis in range(3) if axis != level.axis)
@@ -382,26 +380,32 @@ class _Carry:
         Returns:
             What is finished along this axis too, and how many voxels of it were given before.
         """
+        axis, size = self.axis, block.shape[self.axis + 1]
         if (kept := self._kept.pop(across, None)) is not None:
+            shared = min(kept.shape[axis + 1], size)
             with refuse_overflow():
-                block[self._part(0, kept.shape[self.axis + 1])] += kept
+                block[along(axis, 0, shared)] += kept[along(axis, 0, shared)]
+            if kept.shape[axis + 1] > size:
+                # A window may reach over the whole of the next part.
+                self._kept[across] = kept[along(axis, size, None)]
         if n + 1 < len(self._starts):
             end = self._starts[n + 1] - self._starts[n]
-            rest = block[self._part(end, None)]
-            if rest.size:
-                self._kept[across] = rest.copy(order="K")
-            block = block[self._part(0, end)]
+            if end < size:
+                self._kept[across] = block[along(axis, end, None)].copy(order="K")
+            block = block[along(axis, 0, end)]
         if not self._again:
             return block, 0
         last = self._last.pop(across, None)
         if last is not None:
-            block = np.concatenate([last, block], axis=self.axis + 1)
-        if n + 1 < len(self._starts) and block.shape[self.axis + 1]:
-            self._last[across] = block[self._part(-1, None)].copy(order="K")
+            block = np.concatenate([last, block], axis=axis + 1)
+        if n + 1 < len(self._starts) and block.shape[axis + 1]:
+            self._last[across] = block[along(axis, -1, None)].copy(order="K")
         return block, int(last is not None)
 
-    def _part(self, start: int, stop: int | None) -> tuple[slice, ...]:
-        return (*(slice(None) for _ in range(self.axis + 1)), slice(start, stop))
+
+def along(axis: int, start: int, stop: int | None) -> tuple[slice, ...]:
+    """Return the index of a part of (C, k, j, i) along k, j or i (0, 1, 2)."""
+    return (*(slice(None) for _ in range(axis + 1)), slice(start, stop))
 
 
 def _laid_out_like(like: Floats, values: Floats) -> Floats:
