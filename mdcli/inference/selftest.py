@@ -445,6 +445,7 @@ def check(card: Card, sessions: Sequence[Session], selftest: SelfTest) -> list[P
 def record_check(model_sha256: str, identity: Mapping[str, str], folder: Path, document: Mapping[str, Any]) -> None:
     """Note that a model was checked with an engine and its device, and what came of it."""
     whole = {"schema": CHECK_SCHEMA, **_key(model_sha256, identity), **document}
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = _file(model_sha256, identity, folder)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
