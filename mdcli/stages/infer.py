@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from mdcli.model_folders import model_names
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mdcli.inference.predict import Busy, Found, Plan
     from mdcli.inference.preprocess import Prepared
     from mdcli.inference.scope import Violation
+    from mdcli.inference.slots import Waiting
     from mdcli.workspace import Workspace
 
 KINDS = ("labels", "masks", "segments", "instances", "objects", "classes", "detections", "scores")
@@ -87,10 +89,17 @@ class Params:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model, ready to run: for each network its session, and how many windows are run side by side."""
+    """A model, ready to run.
+
+    Attributes:
+        sessions: of each network.
+        workers: how many windows are run side by side.
+        slots: the GPUs' memory that is held while the networks are there.
+    """
 
     sessions: tuple[Session, ...]
     workers: int
+    slots: ExitStack
 
 
 @dataclass(frozen=True)
@@ -127,10 +136,12 @@ def run(ws: Workspace, params: Params) -> None:
     _check_codes(card)
     for code, sentence in model.notes:
         ws.warn(code, sentence)
+    if taken := _devices(_engine_of(model, params), params)[1]:
+        ws.note("device-taken", taken)
     _check_self_test(ws, model, params)
     # Loading the engine takes as long as looking at the volume: side by side.
     with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(_open, model, params, ws.jobs)
+        opening = pool.submit(_open, model, params, ws.jobs, partial(_say_waiting, ws))
         case = _read_case(ws, card, params)
         with ws.span("statistics"):
             prepared = _prepared(card, case, prepare)
@@ -214,38 +225,63 @@ def _devices(engine: str, params: Params) -> tuple[tuple[str, ...], str | None]:
     return found.names, found.said
 
 
-def _open(model: ModelFolder, params: Params, jobs: int) -> _Opened:
+def _say_waiting(ws: Workspace, waiting: Waiting) -> None:
+    if waiting.seconds == 0:
+        text = f"waits for a GPU: {waiting.held_mib} of {waiting.total_mib} MiB are held by {waiting.ahead} before"
+        ws.note("gpu-waiting", text, ahead=waiting.ahead, held_mib=waiting.held_mib)
+
+
+def _open(
+    model: ModelFolder, params: Params, jobs: int, waiting: Callable[[Waiting], None] = lambda _: None
+) -> _Opened:
     """Return the networks, opened, and how many windows are run side by side."""
-    from mdcli.inference.engines import find_engine
+    from mdcli.inference.engines import Spread, find_engine
     from mdcli.inference.predict import windows_at_once
 
     name = _engine_of(model, params)
     devices, _ = _devices(name, params)
     key = (model.sha256, name, *devices, str(jobs), str(params.strict_device), str(params.deterministic))
     if key not in _opened:
+        for opened in _opened.values():
+            opened.slots.close()
         _opened.clear()
+        slots = ExitStack()
+        for device in devices:
+            slots.enter_context(_slot(device, model.card, waiting))
         on_cpu = devices == ("cpu",)
         # A GPU works on one window at a time, a server on as many as it likes.
         workers = min(jobs, windows_at_once(model.card)) if on_cpu and name != "kserve" else max(len(devices), 1)
         workers = 4 if name == "kserve" else workers
         options = _options(model, params, workers)
         engine, threads = find_engine(name), max(jobs // workers, 1)
-        sessions = []
+        sessions: list[Session] = []
         for network in model.networks:
             if name == "kserve":
                 from mdcli.inference.engines.kserve_address import check_server
 
                 check_server(str(network), params.allow_server)
-            opened = [engine.open(network, device=device, threads=threads, options=options) for device in devices]
-            sessions.append(opened[0] if len(opened) == 1 else _spread(opened))
-        _opened[key] = _Opened(tuple(sessions), workers)
+            each = tuple(engine.open(network, device=device, threads=threads, options=options) for device in devices)
+            sessions.append(each[0] if len(each) == 1 else Spread(each))
+        _opened[key] = _Opened(tuple(sessions), workers, slots)
     return _opened[key]
 
 
-def _spread(sessions: Sequence[Session]) -> Session:
-    from mdcli.inference.engines import Spread
+@contextmanager
+def _slot(device: str, card: Card, waiting: Callable[[Waiting], None]) -> Iterator[None]:
+    """Hold the part of a GPU's memory that the card says, after waiting for it; on other devices nothing."""
+    from mdcli.inference.devices import cuda_gpus, split_device
+    from mdcli.inference.slots import gpu_slot
+    from mdcli.model_folders import slots_folder
 
-    return Spread(tuple(sessions))
+    kind, index = split_device(device)
+    gpu = next((gpu for gpu in cuda_gpus() if gpu.index == index), None) if kind in ("cuda", "tensorrt") else None
+    folder = slots_folder()
+    if gpu is None or folder is None:
+        yield
+        return
+    needed = card.resources.gpu_memory_mib
+    with gpu_slot(folder / gpu.uuid, needed_mib=needed, total_mib=gpu.memory_mib, waiting=waiting):
+        yield
 
 
 def _options(model: ModelFolder, params: Params, workers: int) -> dict[str, Any]:
@@ -254,7 +290,11 @@ def _options(model: ModelFolder, params: Params, workers: int) -> dict[str, Any]
 
     from mdcli.model_folders import engine_folder
 
+    if params.device.startswith("tensorrt"):
+        # TensorRT has no other way to leave TF32 off, and reads it when its libraries load.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     options: dict[str, Any] = {
+        "no_tf32": os.environ.get("NVIDIA_TF32_OVERRIDE") == "0",
         "model_sha256": model.sha256,
         "cache": engine_folder(),
         "workers": workers,
