@@ -22,7 +22,6 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith("MD_") and not name.startswith(kept)]:
         del os.environ[name]
     os.environ["MD_INDEX"] = "off"
-    config.addinivalue_line("markers", "torch: needs torch, here or in the interpreter that MD_TORCH_PYTHON names")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from mdcli.testing import run_stage
 from tests.inference.engines.servers import LANDMARKS, MlServer, Triton, made_certificate, running
 from tests.test_landmark_chain import AXIAL, write_ct
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 A = np.arange(48, dtype=np.float32).reshape(2, 2, 3, 4) / 7
 B = np.arange(48, dtype=np.float32).reshape(2, 4, 3, 2) ** 2 / 11
