@@ -112,7 +112,18 @@ def main() -> int:
         good = True
         margin = None
         for engine in options.engine or ["onnxruntime"]:
-            ours = [sys.executable, "-m", "mdcli", "infer", str(workspace), "--model", name, "--force", "--device", "cpu"]
+            ours = [
+                sys.executable,
+                "-m",
+                "mdcli",
+                "infer",
+                str(workspace),
+                "--model",
+                name,
+                "--force",
+                "--device",
+                "cpu",
+            ]
             ours += ["--engine", engine, *options.option]
             shares, rows = [], []
             for _ in range(options.pairs + (not options.no_peer)):

@@ -235,6 +235,8 @@ def _open(
     model: ModelFolder, params: Params, jobs: int, waiting: Callable[[Waiting], None] = lambda _: None
 ) -> _Opened:
     """Return the networks, opened, and how many windows are run side by side."""
+    import os
+
     from mdcli.inference.engines import Spread, find_engine
     from mdcli.inference.predict import windows_at_once
 
@@ -257,6 +259,8 @@ def _open(
         sessions: list[Session] = []
         for network in model.networks:
             if name == "kserve":
+                # gRPC's C core writes lines of its own to standard error.
+                os.environ.setdefault("GRPC_VERBOSITY", "NONE")
                 from mdcli.inference.engines.kserve_address import check_server
 
                 check_server(str(network), params.allow_server)
@@ -454,13 +458,23 @@ def _within_memory(ws: Workspace, card: Card, plan: Plan, workers: int, params: 
 
 
 def _check_self_test(ws: Workspace, model: ModelFolder, params: Params) -> None:
-    """Ask whether `md model check` has passed here for this model, engine and device, where that is required."""
-    if not params.require_check:
-        return
+    """Warn where nothing says how the training code's results look; where it is required, ask whether they were met here.
+
+    The embedded models are not trained: the tests hold them to arithmetic.
+    """
     from mdcli.errors import ConfigError
     from mdcli.inference.engines import find_engine
     from mdcli.inference.selftest import checked
-    from mdcli.model_folders import checks_folder
+    from mdcli.model_folders import EMBEDDED, checks_folder
+
+    folder = model.folder
+    if folder is not None and folder.parent != EMBEDDED and not (folder / "selftest").is_dir():
+        text = (
+            f"the model {model.card.name} has no self-test: nothing shows that it gives here what it gave in training"
+        )
+        ws.warn("no-selftest", text)
+    if not params.require_check:
+        return
 
     name = _engine_of(model, params)
     identity = find_engine(name).identity(_devices(name, params)[0][0])

@@ -182,7 +182,9 @@ def test_steps_are_applied_in_order():
 
 
 def test_a_volume_of_one_value_is_normalised_to_nothing():
-    np.testing.assert_array_equal(apply_steps(np.full(3, 7, np.float32), (Normalize(None, None, "volume"),), Statistics(7, 0)), 0)
+    np.testing.assert_array_equal(
+        apply_steps(np.full(3, 7, np.float32), (Normalize(None, None, "volume"),), Statistics(7, 0)), 0
+    )
 
 
 def test_a_tilted_stack_is_sheared_and_a_rounded_one_is_not():

@@ -7,7 +7,6 @@ An engine of our own is a module here; another one is a plugin: an entry point o
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -134,19 +133,6 @@ def find_engine(name: str) -> Engine:
     return engine
 
 
-def check_device(device: str) -> str:
-    """Return `cpu` or `cuda:N` for what `--device` says; `auto` is the first GPU where onnxruntime-gpu and a GPU are there.
-
-    Raises:
-        UsageError: `bad-device`.
-    """
-    if device == "auto":
-        return "cuda:0" if gpu_model(0) and version_of("onnxruntime-gpu") else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
-        raise UsageError("bad-device", f"{device!r} is no device", hint="cpu, cuda, cuda:N or auto")
-    return "cuda:0" if device == "cuda" else device
-
-
 def _own(name: str) -> Engine:
     if name == "openvino":
         from mdcli.inference.engines.openvino import OpenVino
@@ -167,15 +153,6 @@ def version_of(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def gpu_model(index: int) -> str | None:
-    """Return the model of an NVIDIA GPU, as the driver names it, without starting a process or a library."""
-    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    if index >= len(cards):
-        return None
-    found = re.search(r"Model:\s*(.+)", cards[index].read_text(errors="replace"))
-    return found.group(1).strip() if found else "unknown"
 
 
 def misfit(message: str) -> ConfigError:
