@@ -72,11 +72,11 @@ def make_workspace(maker: Path, folder: Path, rows: int, slices: int) -> Path:
     return workspace
 
 
-def busy_share(workspace: Path) -> float:
-    """Return for how much of the infer stage the network was at work, by the record of the last run."""
-    record = json.loads((workspace / "labels.record.json").read_bytes())
-    happened = record["happened"]
-    return float(happened["spans"]["network"] / happened["seconds"])
+def busy_share(workspace: Path) -> tuple[float, float]:
+    """Return for how much of the prediction, and of the whole stage with its imports, the network was at work, by the record."""
+    happened = json.loads((workspace / "labels.record.json").read_bytes())["happened"]
+    network, predict = happened["spans"]["network"], happened["spans"]["predict"]
+    return float(network / predict), float(network / happened["seconds"])
 
 
 def main() -> int:
@@ -131,7 +131,8 @@ def main() -> int:
                 shares.append(busy_share(workspace))
                 rows.append((mine, (float("nan"),) * 3 if options.no_peer else measure(theirs, ROOT)))
             rows = rows[0 if options.no_peer else 1 :]
-            print(f"\n{engine}: the network was busy for {statistics.median(shares):.0%} of the infer stage")
+            predicting, whole = (statistics.median(share[n] for share in shares) for n in (0, 1))
+            print(f"\n{engine}: the network was busy for {predicting:.0%} of the prediction, {whole:.0%} of the stage")
             for title, n, unit in (("wall", 0, "s"), ("CPU", 1, "s"), ("peak PSS", 2, "MiB")):
                 mine, peer = (statistics.median(row[side][n] for row in rows) for side in (0, 1))
                 ratio = statistics.median(row[1][n] / row[0][n] for row in rows)

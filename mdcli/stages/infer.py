@@ -177,7 +177,7 @@ def _check_codes(card: Card) -> None:
 
     if (EMBEDDED / card.name).is_dir() and find_model(str(EMBEDDED / card.name), ()).card == card:
         return
-    for label in card.labels:
+    for label in dict.fromkeys(label for output in card.outputs for label in output.labels):
         for code in (label.category, label.type):
             try:
                 checked_code({"value": code.value, "scheme": code.scheme, "meaning": code.meaning}, label.name)
