@@ -250,11 +250,16 @@ class Workspace:
             raise MissingError("no-artifact", f"{path.name} is not in workspace {self.name}", hint=hint)
         return path
 
-    def read_volume(self, kind: str) -> Volume:
-        """Return the volume of a kind: array (k, j, i), memory-mapped, and the 4x4 affine, LPS+ mm."""
+    def read_volume(self, kind: str, *, colour: bool = False) -> Volume:
+        """Return the volume of a kind: array (k, j, i), memory-mapped, and the 4x4 affine, LPS+ mm.
+
+        Args:
+            kind: of the artifact.
+            colour: take red, green and blue too: (k, j, i, 3).
+        """
         from mdcli.imaging.nifti import read_nifti
 
-        return read_nifti(self.read(kind))
+        return read_nifti(self.read(kind), colour=colour)
 
     def read_json(self, kind: str) -> dict[str, Any]:
         """Return a JSON artifact, its schema name checked.

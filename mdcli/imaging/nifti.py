@@ -164,8 +164,12 @@ def write_nifti(file: BinaryIO, array: NDArray[Any], affine: NDArray[np.float64]
         file.write(np.ascontiguousarray(plane, little).tobytes())
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, *, colour: bool = False) -> Volume:
     """Map a volume that md or another tool wrote.
+
+    Args:
+        path: of the file.
+        colour: take one of red, green and blue as md writes it too: (k, j, i, 3), uint8.
 
     Returns:
         The volume, (k, j, i), with the affine from the sform, else from the qform, LPS+. A file as md writes it is
@@ -193,21 +197,23 @@ def read_nifti(path: Path) -> Volume:
         and struct.unpack_from("<f", header, 108)[0] == HEADER_BYTES
         and struct.unpack_from("<2f", header, 112) in ((1.0, 0.0), (0.0, 0.0))
         and (struct.unpack_from("<h", header, 254)[0] > 0 or off_patient)
-        and struct.unpack_from("<h", header, 70)[0] in _NAMES
+        and struct.unpack_from("<h", header, 70)[0] in (_NAMES.keys() | ({_RGB24} if colour else set()))
     )
     if not plain:
         return _read_foreign(path)
     i, j, k = struct.unpack_from("<3h", header, 42)
-    dtype = np.dtype(_NAMES[struct.unpack_from("<h", header, 70)[0]]).newbyteorder("<")
+    kind = struct.unpack_from("<h", header, 70)[0]
+    dtype = np.dtype(_NAMES.get(kind, "uint8")).newbyteorder("<")
+    numbers = 3 if kind == _RGB24 else 1
     if min(i, j, k) < 1:
         raise DataError("not-a-volume", f"{path.name} has {i} x {j} x {k} voxels")
-    if path.stat().st_size < HEADER_BYTES + i * j * k * dtype.itemsize:
+    if path.stat().st_size < HEADER_BYTES + i * j * k * dtype.itemsize * numbers:
         raise DataError("truncated", f"{path.name} ends before its {i * j * k} voxels do")
     ras = np.eye(4)
     ras[:3] = np.array(struct.unpack_from("<12f", header, 280), np.float64).reshape(3, 4)
     plane, _, text = text.partition(" ") if off_patient else ("", "", text)
     unit = text.removeprefix(_UNIT_MARK) if text.startswith(_UNIT_MARK) else None
-    array = np.memmap(path, dtype, "r", HEADER_BYTES, (k, j, i))
+    array = np.memmap(path, dtype, "r", HEADER_BYTES, (k, j, i) if numbers == 1 else (k, j, i, numbers))
     return Volume(array, _flip(ras), unit, plane.removeprefix(_PLANE_MARK) or PATIENT)
 
 
@@ -225,7 +231,7 @@ def _read_foreign(path: Path) -> Volume:
     coloured = int(image.header["datatype"]) in (_RGB24, _RGBA32)
     if len(axes) != 3 or coloured:
         hint = (
-            "colour is for other programs: load it without --colour"
+            "the model wants one number a voxel: load it without --colour"
             if coloured
             else "load one volume of it, with --pick"
         )

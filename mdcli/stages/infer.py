@@ -313,13 +313,14 @@ def _options(model: ModelFolder, params: Params, workers: int) -> dict[str, Any]
 def _read_case(ws: Workspace, card: Card, params: Params) -> _Case:
     """Read the volumes, and refuse what the model can't be run on."""
     with ws.span("check"):
-        volume, geometry = ws.read_volume("volume"), ws.read_json("geometry")
+        volume, geometry = ws.read_volume("volume", colour=card.input.channels == 3), ws.read_json("geometry")
         _check_grid(volume, geometry)
         _check_plane(volume, card)
         out_of_scope = _check_scope(ws, card, volume, geometry, params.accept_out_of_scope)
         volumes = [_shown(ws, volume, geometry, card.input, card)]
         for said in card.inputs[1:]:
-            other, its = ws.read_volume(said.role), ws.read_json(said.role.replace("volume", "geometry", 1))
+            other = ws.read_volume(said.role, colour=said.channels == 3)
+            its = ws.read_json(said.role.replace("volume", "geometry", 1))
             _check_grid(other, its)
             _check_beside(volume, geometry, other, its, said)
             _check_unit(said, card, other, its)
@@ -402,6 +403,7 @@ def _upright(ws: Workspace, volumes: Sequence[Volume]) -> tuple[Volume, ...]:
 
     import numpy as np
 
+    from mdcli.errors import DataError
     from mdcli.imaging.resample import orthogonal_grid, outside_value, resample
     from mdcli.inference.grid import shear_of
 
@@ -409,6 +411,9 @@ def _upright(ws: Workspace, volumes: Sequence[Volume]) -> tuple[Volume, ...]:
     sheared = shear_of(first.array.shape[:3], first.affine)
     if sheared is None:
         return tuple(volumes)
+    if any(volume.array.ndim == 4 for volume in volumes):
+        text = f"the volume is sheared by {sheared[0]:.2f} degrees, and colours are not resampled"
+        raise DataError("sheared-volume", text, degrees=sheared[0])
     text = f"the volume is sheared by {sheared[0]:.2f} degrees: the model runs at right angles, the result goes back to its slices"
     ws.warn("sheared-volume", text, degrees=sheared[0], voxels=sheared[1])
     shape, affine = orthogonal_grid(first.array.shape, first.affine)
@@ -541,7 +546,7 @@ def _check_grid(volume: Volume, geometry: Mapping[str, Any]) -> None:
     from mdcli.errors import DataError
 
     shape, affine = tuple(geometry["shape"]), np.array(geometry["affine_lps"], np.float64)
-    if volume.array.shape != shape:
+    if volume.array.shape[:3] != shape:
         raise DataError("grids-differ", f"volume is {volume.array.shape}, geometry says {shape} (k, j, i)")
     corners = np.array([[i, j, k, 1] for i in (0, shape[2] - 1) for j in (0, shape[1] - 1) for k in (0, shape[0] - 1)])
     apart = float(np.abs((volume.affine - affine) @ corners.T).max())

@@ -400,3 +400,35 @@ def test_nan_in_any_output_is_refused(tmp_path):
         run_stage(STAGE, ws, model=str(write_model(tmp_path / "m", model, several_card())))
     assert error.value.code == "nan-in-output"
     assert not re.search(r"labels|masks", " ".join(p.name for p in ws.path.iterdir()))
+
+
+def test_red_green_and_blue_are_three_channels(tmp_path):
+    from mdcli.imaging.nifti import nifti_header
+
+    ws = workspace(tmp_path / "ws", ramp(), unit=None, colour="RGB")
+    rgb = np.random.default_rng(1).integers(0, 256, (6, 5, 4, 3), np.uint8)
+    header = nifti_header((6, 5, 4), np.dtype(np.uint8), AXIAL, colour=True)
+    (ws.path / "volume.nii").write_bytes(header + rgb.tobytes())
+    # Red minus green minus half of blue, above 0.
+    weight = np.zeros((2, 3, 1, 1, 1), np.float32)
+    weight[1, :, 0, 0, 0] = [1, -1, -0.5]
+    node = helper.make_node("Conv", ["image", "w"], ["scores"])
+    model = network([node], {"w": weight}, channels=2, shape=("n", 3, "a", "b", "c"), out=("n", 2, "a", "b", "c"))
+    said = card(labels=[label(1, "red")], inputs0={"channels": 3, "unit": "arbitrary"})
+    run_stage(STAGE, ws, model=str(write_model(tmp_path / "m", model, said)))
+    expected = rgb[..., 0].astype(float) - rgb[..., 1] - rgb[..., 2] / 2 > 0
+    np.testing.assert_array_equal(read_nifti(ws.path / "labels.nii").array, expected)
+
+
+@pytest.mark.parametrize("colour, code", [(True, "not-a-volume"), (False, "wrong-channels")])
+def test_colour_and_a_model_of_one_number_do_not_go_together(tmp_path, colour, code):
+    from mdcli.imaging.nifti import nifti_header
+
+    ws = workspace(tmp_path / "ws", ramp())
+    if colour:
+        header = nifti_header((6, 5, 4), np.dtype(np.uint8), AXIAL, colour=True)
+        (ws.path / "volume.nii").write_bytes(header + bytes(360))
+    said = card(inputs0={"channels": 1 if colour else 3, "unit": "arbitrary"})
+    with pytest.raises(DataError) as error:
+        run_stage(STAGE, ws, model=str(write_model(tmp_path / "m", bands(), said)))
+    assert error.value.code == code
