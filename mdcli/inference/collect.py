@@ -23,8 +23,8 @@ from mdcli.inference.results import vote
 from mdcli.inference.tasks.detection import Boxes, detect, merge
 from mdcli.inference.tasks.instances import Objects, by_centres, by_components, settled
 
-# Gives one array a class for scores, (k, j, i), to be filled.
-Allocate = Callable[[int, tuple[int, int, int]], NDArray[Any]]
+# Gives an array a channel for scores, (k, j, i), to be filled; None where it is not kept.
+Allocate = Callable[[int, tuple[int, int, int]], NDArray[Any] | None]
 
 
 @dataclass

@@ -241,10 +241,10 @@ class Kept:
     """The channels as they come.
 
     Args:
-        arrays: one a channel, (k, j, i) of the volume's grid; numbers are converted to their type.
+        arrays: one a channel, (k, j, i) of the volume's grid; numbers are converted to their type. None: it is not kept.
     """
 
-    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+    def __init__(self, arrays: Sequence[NDArray[Any] | None]) -> None:
         self.arrays = arrays
 
     def begin(self, region: Region) -> None:
@@ -253,7 +253,8 @@ class Kept:
 
     def channel(self, number: int, values: Floats) -> None:
         """See `Receiver.channel`."""
-        self.arrays[number][self._region] = values
+        if (array := self.arrays[number]) is not None:
+            array[self._region] = values
 
     def finish(self) -> None:
         """See `Receiver.finish`."""
@@ -268,7 +269,7 @@ class Inverter:
         labels: the map of the highest channels, where one is wanted.
         masks: masks of the channels, where they are wanted.
         regions: the map of nnU-Net's regions, where it is wanted.
-        kept: the scores themselves, where they are wanted: after the activation, one array a channel.
+        kept: the scores themselves, where they are wanted: after the activation, an array (or None) a channel.
     """
 
     def __init__(
@@ -279,7 +280,7 @@ class Inverter:
         labels: Labels | None = None,
         masks: Sequence[Labels] | None = None,
         regions: Labels | None = None,
-        kept: Sequence[NDArray[Any]] | None = None,
+        kept: Sequence[NDArray[Any] | None] | None = None,
     ) -> None:
         self._grid, self._output, self._labels = grid, output, labels
         self._matrices: dict[tuple[int, int, int], tuple[slice, Floats | None]] = {}

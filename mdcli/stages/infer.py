@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mdcli.imaging.nifti import Volume
     from mdcli.inference.card import Card, Input, Output
-    from mdcli.inference.collect import Collector
+    from mdcli.inference.collect import Allocate, Collector
     from mdcli.inference.engines import Session
     from mdcli.inference.formats import ModelFolder
     from mdcli.inference.predict import Busy, Found, Plan
@@ -700,7 +700,7 @@ def _result(ws: Workspace, output: Output, case: _Case, params: Params, stack: E
     if params.scores and collector.is_map:
         result.scores = stack.enter_context(view.writing("scores"))
         result.scores.mkdir()
-        collector.keep_scores = result_scores(result.scores, output)
+        collector.keep_scores = _score_arrays(result.scores, output)
     return result
 
 
@@ -709,15 +709,15 @@ def _written_as(ws: Workspace, output: Output) -> str:
     return "_".join(part for part in (ws.as_name, output.name) if part)
 
 
-def result_scores(folder: Path, output: Output) -> Callable[[int, tuple[int, int, int]], NDArray[Any]]:
-    """Return what makes the array of a channel in a folder: mapped, float16; that of the background is not kept."""
+def _score_arrays(folder: Path, output: Output) -> Allocate:
+    """Return what makes the array of a channel in a folder: mapped, float16; the background has none."""
     import numpy as np
 
     first = int(output.background)
 
-    def allocate(channel: int, shape: tuple[int, int, int]) -> NDArray[Any]:
+    def allocate(channel: int, shape: tuple[int, int, int]) -> NDArray[Any] | None:
         if channel < first:
-            return np.empty(shape, np.float16)
+            return None
         name = f"{output.labels[channel - first].value:04d}.npy"
         mapped: NDArray[Any] = np.lib.format.open_memmap(folder / name, "w+", np.dtype("<f2"), shape)
         return mapped
