@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mdcli.errors import ConfigError, DataError
 from mdcli.inference.card import Clip, Normalize, Scale, ScaleVolume, Step
 from mdcli.inference.spline import SEPARATE_ABOVE, CubicRows, cubic_axes, ranges_of, resized, separate_axis
+from mdcli.inference.statistics import statistics_of
 
 Floats = NDArray[np.float32]
 Box = tuple[slice, slice, slice]
@@ -221,19 +222,11 @@ class NnUNetRows:
         return (self._plane(array, steps, index) for index in range(self.box[0].stop - self.box[0].start))
 
     def _mean(self, array: NDArray[Any], steps: Sequence[Step], masked: bool) -> tuple[float, float]:
-        """Return the mean and the population standard deviation, plane after plane, in float64 (Chan, Golub, LeVeque 1979)."""
-        count, mean, squares = 0, 0.0, 0.0
-        for index, plane in enumerate(self._planes(array, steps)):
-            values = plane[self._mask[index]] if masked and self._mask is not None else plane.ravel()
-            if values.size == 0:
-                continue
-            part = values.astype(np.float64)
-            part_mean = float(part.mean())
-            part -= part_mean
-            delta, total = part_mean - mean, count + part.size
-            squares += float(part @ part) + delta * delta * count * part.size / total
-            mean += delta * part.size / total
-            count = total
-        if count == 0:
+        """Return the mean and the population standard deviation, plane after plane."""
+        mask = self._mask if masked else None
+        found = statistics_of(
+            plane if mask is None else plane[mask[index]] for index, plane in enumerate(self._planes(array, steps))
+        )
+        if found is None:
             raise DataError("no-statistics", "every voxel is 0: there is nothing to normalise by")
-        return mean, math.sqrt(squares / count)
+        return found.mean, found.std

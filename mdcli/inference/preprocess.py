@@ -5,7 +5,7 @@ Everything is (k, j, i) and in the volume's own directions; permutation and flip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,18 +15,11 @@ from numpy.typing import NDArray
 from mdcli.errors import ConfigError, DataError
 from mdcli.inference.card import Clip, Crop, Input, Normalize, Percentiles, Scale, ScaleVolume, Step, of_volume
 from mdcli.inference.grid import Axis, Box, Grid, Samples, network_grid
+from mdcli.inference.statistics import Statistics, statistics_of
 
 Floats = NDArray[np.float32]
 
 _SLAB = 16
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and population standard deviation of a volume."""
-
-    mean: float
-    std: float
 
 
 def interpolate_plane(plane: Floats, j: Samples | None, i: Samples | None) -> Floats:
@@ -226,24 +219,16 @@ class Preprocessor:
         return apply_steps(self.resampled(start, stop, axis), self.steps, self.statistics)
 
     def _measure(self, steps: Sequence[Step], excluded: Sequence[tuple[float, float] | None] | None) -> Statistics:
-        count, mean, squares = 0, 0.0, 0.0
-        for start in range(0, self.grid.shape[0], _SLAB):
-            stop = min(start + _SLAB, self.grid.shape[0])
-            values = apply_steps(self.resampled(start, stop), steps)
-            flat = values.ravel() if excluded is None else values[self.counted(start, stop, excluded)]
-            if flat.size == 0:
-                continue
-            # Chan, Golub, LeVeque 1979: parts are merged by mean and sum of squared deviations, in float64.
-            part = flat.astype(np.float64)
-            part_mean = float(part.mean())
-            part -= part_mean
-            delta, total = part_mean - mean, count + flat.size
-            squares += float(part @ part) + delta * delta * count * flat.size / total
-            mean += delta * flat.size / total
-            count = total
-        if count == 0:
+        def slabs() -> Iterator[Floats]:
+            for start in range(0, self.grid.shape[0], _SLAB):
+                stop = min(start + _SLAB, self.grid.shape[0])
+                values = apply_steps(self.resampled(start, stop), steps)
+                yield values if excluded is None else values[self.counted(start, stop, excluded)]
+
+        found = statistics_of(slabs())
+        if found is None:
             raise DataError("no-statistics", "every voxel is padding: there is nothing to normalise by")
-        return Statistics(mean, float(np.sqrt(squares / count)))
+        return found
 
     def counted(self, start: int, stop: int, excluded: Sequence[tuple[float, float] | None]) -> NDArray[np.bool_]:
         """Say which voxels of rows of the network's grid count: those whose nearest voxel of the volume is no padding."""
