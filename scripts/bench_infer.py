@@ -40,7 +40,7 @@ inputs:
     intensity:
       - normalize: volume
 output: {{axes: [C, x, y, z], activation: none, inversion: scores}}
-window: {{size: [{window}, {window}, {window}], overlap: {overlap}, blending: gaussian}}
+window: {{size: [{window}, {window}, {window}], overlap: {overlap}, blending: gaussian, skip_below: {skip}}}
 labels:
 {labels}
 empty: valid
@@ -91,6 +91,7 @@ def main() -> int:
     parser.add_argument("--slices", type=int, default=144)
     parser.add_argument("--overlap", type=float, default=0.25)
     parser.add_argument("--engine", action="append", help="may repeat; onnxruntime if it is not said")
+    parser.add_argument("--skip-below", type=float, default=-1.5, help="of the card, for --option=--skip-empty")
     parser.add_argument("--option", action="append", default=[], help="for md infer, such as --option=--skip-empty")
     parser.add_argument("--no-peer", action="store_true", help="where MONAI's accumulators do not fit into memory")
     parser.add_argument("--ct-maker", type=Path, default=shared / "make_ct.py")
@@ -104,7 +105,9 @@ def main() -> int:
         subprocess.run(made + ["light"] * options.light, check=True, capture_output=True)
         network = next(folder.glob("*.onnx"))
         labels = "\n".join(LABEL.format(n=n) for n in range(1, options.classes))
-        card = CARD.format(network=network.name, window=WINDOW, overlap=options.overlap, labels=labels)
+        card = CARD.format(
+            network=network.name, window=WINDOW, overlap=options.overlap, labels=labels, skip=options.skip_below
+        )
         (folder / "model.yaml").write_text(card)
         image, reference = str(workspace / "volume.nii"), str(folder / "reference.nii")
         script = str(network.with_suffix(".ts"))

@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from mdcli.errors import ConfigError, DataError
 from mdcli.inference.card import Clip, Input, Normalize, Scale
 from mdcli.inference.grid import closest_axes, network_grid, shear_of
-from mdcli.inference.preprocess import Preprocessor, Statistics, apply_steps
+from mdcli.inference.preprocess import Preprocessor, apply_steps
+from mdcli.inference.statistics import Statistics
 
 MONAI = Path(__file__).parent / "data" / "monai.npz"
 GEOMETRIES = ("axial", "axial_reversed", "ras", "sagittal", "coronal", "oblique")
