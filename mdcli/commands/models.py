@@ -15,15 +15,13 @@ def models(
 
     from mdcli.errors import MdError
     from mdcli.inference.formats import Opening, find_model
-    from mdcli.model_folders import model_folders
+    from mdcli.model_folders import converted_folder, model_folders
 
     rows: list[dict[str, str]] = []
     for folder in model_folders():
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if not (path / "model.yaml").is_file():
-                continue
             try:
-                model = find_model(str(path), (), Opening(engine=""))
+                model = find_model(str(path), (), Opening(cache=converted_folder(), engine=""))
                 row = {
                     "name": path.name,
                     "version": model.card.version,
@@ -31,6 +29,8 @@ def models(
                     "sha256": model.sha256,
                 }
             except MdError as error:
+                if error.code == "no-model":
+                    continue
                 row = {"name": path.name, "version": "", "description": f"unusable: {error}", "sha256": ""}
             if path.name not in {known["name"] for known in rows}:
                 rows.append(row)
