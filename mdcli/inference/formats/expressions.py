@@ -7,6 +7,7 @@ tree computes plain values, with limits on their size so that a few characters c
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 import warnings
@@ -19,9 +20,11 @@ from mdcli.errors import ConfigError
 MAX_LENGTH = 4_000
 """Characters of one expression."""
 MAX_ITEMS = 10_000
-"""Items of a list, characters of a text that an expression may make."""
+"""Items of a list, those of the lists in it included, and characters of a text that an expression may make."""
 MAX_BITS = 256
 """Bits of a whole number."""
+MAX_DIGITS = 20
+"""Digits before or after the point that `round` may be asked for."""
 
 REFERENCE = re.compile(r"@\w*(?:(?:::|#)\w*)*")
 """An `@` reference (MONAI's own pattern, with its old separator `#`)."""
@@ -191,7 +194,7 @@ class _Walk:
             "min": min,
             "max": max,
             "abs": abs,
-            "round": round,
+            "round": self._round,
             "range": self._range,
             "list": list,
             "tuple": tuple,
@@ -242,9 +245,29 @@ class _Walk:
     def _limited(self, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > MAX_BITS:
             self._refuse(f"a whole number of {value.bit_length()} bits")
-        if isinstance(value, (str, list, tuple, dict)) and len(value) > MAX_ITEMS:
+        if isinstance(value, str) and len(value) > MAX_ITEMS:
             self._refuse(f"a value of {len(value)} items")
+        self._weight(value)
         return value
+
+    def _weight(self, value: Any) -> int:
+        """Return the items of a value in all, a list that is shared as often as it stands; refuse too many, and wrong numbers.
+
+        A few characters make lists that share one another; whoever walks through them would never end.
+        """
+        count, left = 0, [value]
+        while left:
+            item = left.pop()
+            if isinstance(item, complex):
+                self._refuse("a complex")
+            if isinstance(item, float) and not math.isfinite(item):
+                self._refuse("a number that is not finite")
+            if isinstance(item, (list, tuple, dict)):
+                count += len(item)
+                if count > MAX_ITEMS:
+                    self._refuse(f"a value of more than {MAX_ITEMS} items")
+                left.extend(item.values() if isinstance(item, dict) else item)
+        return count
 
     def _constant(self, node: ast.Constant) -> Any:
         if not _is_plain(node.value):
@@ -295,8 +318,9 @@ class _Walk:
             items, times = (left, right) if isinstance(left, (str, list, tuple)) else (right, left)
             if not isinstance(items, (str, list, tuple)) or not isinstance(times, int):
                 self._refuse("a product of what are no numbers")
-            if len(items) * times > MAX_ITEMS:
-                self._refuse(f"a value of {len(items) * times} items")
+            size = (len(items) if isinstance(items, str) else self._weight(items)) * times
+            if size > MAX_ITEMS:
+                self._refuse(f"a value of {size} items")
         elif not numbers and not joined:
             self._refuse(f"{kind.__name__} of what are no numbers")
         if kind is ast.Pow and not self._small_power(left, right):
@@ -390,6 +414,15 @@ class _Walk:
         if not all(map(_is_number, values)) or not _is_number(start):
             self._refuse("the sum of what are no numbers")
         return sum(values, start)
+
+    def _round(self, value: Any, digits: Any = None) -> Any:
+        whole = digits is None or isinstance(digits, int)
+        if not _is_number(value) or not whole:
+            self._refuse("rounding of what is no number, or to what is no whole number")
+        # Python works out 10 to that power.
+        if digits is not None and abs(digits) > MAX_DIGITS:
+            self._refuse(f"rounding to more than {MAX_DIGITS} digits")
+        return round(value, digits)
 
     def _range(self, *bounds: Any) -> list[int]:
         if not all(isinstance(bound, int) for bound in bounds):

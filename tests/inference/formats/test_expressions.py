@@ -12,6 +12,9 @@ from mdcli.errors import ConfigError
 from mdcli.inference.formats.expressions import Lambda, Word, evaluate
 
 HELD = {"fine": True, "coarse": False, "root": ".", "a::b": [1, 2], "three": 3, "net": object()}
+HELD["endless"] = [1.0, [float("inf")]]
+HELD["cyclic"] = CYCLIC = [1]
+CYCLIC.append(CYCLIC)
 
 
 def said(text):
@@ -39,6 +42,10 @@ def said(text):
         ("sum(@a::b)", 3),
         ("list(range(2, 8, 3))", [2, 5]),
         ("float('1.5') + int(2.9)", 3.5),
+        ("round(2.345678, 2)", 2.35),
+        ("round(1234, -2)", 1200),
+        ("round(2.6, None)", 3),
+        ("[[[0] * 9] * 9] * 9", [[[0] * 9] * 9] * 9),
         ("torch.float32", Word("float32")),
         ("np.uint8", Word("uint8")),
     ],
@@ -107,6 +114,25 @@ def test_a_function_is_kept_as_its_syntax_tree():
         ("[[1]] == [[1]]", "a comparison of what are no plain values"),
         ("str(@net)", "a call of 'str' with what are no plain values"),
         ("sum([@net])", "the sum of what are no numbers"),
+        ("round(10**70, -10**7)", "rounding to more than 20 digits"),
+        ("round(1.5, 21)", "rounding to more than 20 digits"),
+        ("round(1.5, 1.5)", "rounding of what is no number, or to what is no whole number"),
+        ("round('1')", "rounding of what is no number, or to what is no whole number"),
+        ("[[[[[[1]*9999]*9999]*9999]*9999]*9999]*3", "items"),
+        ("[[[1] * 99] * 99] * 2", "a value of 19802 items"),
+        ("[[[1] * 99] * 99, [[1] * 99] * 2]", "a value of more than 10000 items"),
+        ("[[0] * 5000] + [[0] * 5000]", "a value of more than 10000 items"),
+        ("sum([[[0] * 5000]], [[0] * 5000])", "a value of more than 10000 items"),
+        ("{'a': [0] * 5000, 'b': [0] * 5000}", "a value of more than 10000 items"),
+        ("(-1) ** 0.5", "a complex"),
+        ("float('nan')", "a number that is not finite"),
+        ("float('-inf')", "a number that is not finite"),
+        ("1e999", "a number that is not finite"),
+        ("-1e308 * 10", "a number that is not finite"),
+        ("sum([1e308, 1e308])", "a number that is not finite"),
+        ("[1, [float('nan')]]", "a number that is not finite"),
+        ("@endless", "a number that is not finite"),
+        ("@cyclic", "a value of more than 10000 items"),
         ("max([1], key=len)", "a call of 'max' with named or starred values"),
         ("", "what is no Python expression"),
         ("1 +", "what is no Python expression"),
