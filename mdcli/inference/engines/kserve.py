@@ -6,7 +6,6 @@ A server's model is known by its name and its version: its bytes are never seen,
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -143,6 +142,7 @@ class KServeSession:
         pauses_s: tuple[float, ...] = PAUSES_S,
     ) -> None:
         self._address, self._transport, self._pauses_s = address, transport, pauses_s
+        self._stopped = threading.Event()
         regions = Regions(transport)
         # Also at the end of the process: the server must not keep what we shared.
         self._finalizer = weakref.finalize(self, _end, transport, regions)
@@ -169,7 +169,7 @@ class KServeSession:
         Raises:
             ConfigError: `network-does-not-fit`, `network-failed`, `bad-reply`, `server-refused`.
             DataError: `nan-in-input` where only JSON goes.
-            UnavailableError: `no-server`; `model-changed` where another version answers than before.
+            UnavailableError: `no-server`, also after `stop`; `model-changed` where another version answers than before.
         """
         given = [Given(tensor.name, _feed(tensor, feeds)) for tensor in self.inputs]
         if unknown := feeds.keys() - {tensor.name for tensor in self.inputs}:
@@ -195,6 +195,14 @@ class KServeSession:
             "model_version": self._version or ", ".join(self._versions),
             "transport": f"{way}, {'TLS, ' if self._address.tls else ''}{numbers}",
         }
+
+    def stop(self) -> None:
+        """End every run that is in flight at once, for good: those and all later ones raise `no-server`.
+
+        For another thread, where a run was interrupted; not for a signal handler. `close` still has to follow.
+        """
+        self._stopped.set()
+        self._transport.stop()
 
     def close(self) -> None:
         """Give back the connections and what is shared with the server."""
@@ -298,7 +306,7 @@ class KServeSession:
         server = self._address.server
         for pause_s in (*self._pauses_s, None):
             try:
-                return attempt()
+                return self._tried(attempt)
             except Late as late:
                 message = f"the server {server} hangs: {late}"
                 raise UnavailableError("no-server", message) from None
@@ -306,8 +314,18 @@ class KServeSession:
                 if pause_s is None:
                     message = f"the server {server} is not there, tried {len(self._pauses_s) + 1} times: {lost}"
                     raise UnavailableError("no-server", message) from None
-                time.sleep(pause_s)
+                self._stopped.wait(pause_s)
         raise AssertionError
+
+    def _tried(self, attempt: Callable[[], T]) -> T:
+        try:
+            if not self._stopped.is_set():
+                return attempt()
+        except Exception:
+            # A connection that was cut shows as anything, down to JSON that ends early.
+            if not self._stopped.is_set():
+                raise
+        raise UnavailableError("no-server", f"the run on the server {self._address.server} was stopped")
 
     def _explained(self, refused: Refused, code: str) -> ConfigError:
         server, model = self._address.server, self._address.model

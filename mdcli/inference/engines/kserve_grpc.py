@@ -21,6 +21,7 @@ from mdcli.errors import ConfigError, UnavailableError
 from mdcli.inference.engines.kserve_address import Address
 from mdcli.inference.engines.kserve_protocol import (
     DATATYPES,
+    FAREWELL_S,
     MAX_TENSORS,
     MAX_WORDS_BYTES,
     Given,
@@ -143,6 +144,8 @@ class Grpc:
         self._address, self._token, self._roots = address, token, roots
         self._ask_s, self._infer_s = ask_s, infer_s
         self._channels: dict[int, Any] = {}
+        self._calls: set[Any] = set()
+        self._stopped = False
         self._lock = threading.Lock()
 
     def server(self) -> Server:
@@ -174,7 +177,11 @@ class Grpc:
 
     def unregister(self, region: str) -> None:
         """Take it back."""
-        self._ask("SystemSharedMemoryUnregister", name=region)
+        kinds = messages()
+        request = kinds.SystemSharedMemoryUnregisterRequest(name=region)
+        limit_s = min(self._ask_s, FAREWELL_S) if self._stopped else self._ask_s
+        response = kinds.SystemSharedMemoryUnregisterResponse
+        self._call("SystemSharedMemoryUnregister", request, response, limit_s, 0, farewell=True)
 
     def infer(self, given: Sequence[Given], wanted: Sequence[Wanted], *, binary: bool) -> Reply:
         """Run the model once. Numbers always travel as they lie in memory: the protocol's gRPC has that in its core."""
@@ -205,6 +212,14 @@ class Grpc:
         limit = sum(entry.limit for entry in wanted if entry.place is None)
         return _reply(self._call("ModelInfer", request, kinds.ModelInferResponse, self._infer_s, limit), wanted)
 
+    def stop(self) -> None:
+        """End what is in flight at once, and refuse what comes after it."""
+        with self._lock:
+            self._stopped = True
+            calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+
     def close(self) -> None:
         """Give the connections back."""
         with self._lock:
@@ -217,18 +232,38 @@ class Grpc:
         request = getattr(kinds, f"{method}Request")(**said)
         return self._call(method, request, getattr(kinds, f"{method}Response"), self._ask_s, 0)
 
-    def _call(self, method: str, request: Any, response: Any, limit_s: float, limit_bytes: int) -> Any:
+    def _call(
+        self, method: str, request: Any, response: Any, limit_s: float, limit_bytes: int, *, farewell: bool = False
+    ) -> Any:
         grpc = self._grpc
-        call = self._channel(limit_bytes).unary_unary(
+        if self._stopped and not farewell:
+            raise Lost("it was stopped")
+        method_called = self._channel(limit_bytes).unary_unary(
             f"{_SERVICE}{method}",
             request_serializer=_written,
             response_deserializer=_reader(response),
         )
         headers = (("authorization", f"Bearer {self._token}"),) if self._token else ()
         try:
-            return call(request, timeout=limit_s, metadata=headers)
+            call = method_called.future(request, timeout=limit_s, metadata=headers)
         except grpc.RpcError as error:
             raise self._explained(error, limit_s) from None
+        with self._lock:
+            self._calls.add(call)
+            late = self._stopped and not farewell
+        try:
+            if late:
+                raise Lost("it was stopped")
+            return call.result()
+        except grpc.FutureCancelledError:
+            raise Lost("it was stopped") from None
+        except grpc.RpcError as error:
+            raise self._explained(error, limit_s) from None
+        finally:
+            # Nothing where it has ended; an interrupted thread leaves none behind.
+            call.cancel()
+            with self._lock:
+                self._calls.discard(call)
 
     def _explained(self, error: Any, limit_s: float) -> Exception:
         codes, code = self._grpc.StatusCode, error.code()

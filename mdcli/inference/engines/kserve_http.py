@@ -23,6 +23,7 @@ from mdcli.errors import ConfigError, DataError, UnavailableError
 from mdcli.inference.engines.kserve_address import Address
 from mdcli.inference.engines.kserve_protocol import (
     DATATYPES,
+    FAREWELL_S,
     JSON_BYTES_PER_NUMBER,
     MAX_OUTPUT_BYTES,
     MAX_TENSORS,
@@ -76,6 +77,8 @@ class Http:
         self._connect_s, self._ask_s, self._infer_s = connect_s, ask_s, infer_s
         self._headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._idle: list[http.client.HTTPConnection] = []
+        self._used: set[socket.socket] = set()
+        self._stopped = False
         self._lock = threading.Lock()
         version = f"/versions/{address.version}" if address.version else ""
         self._model = f"/v2/models/{address.model}{version}"
@@ -106,7 +109,9 @@ class Http:
 
     def unregister(self, region: str) -> None:
         """Take it back."""
-        self._post(f"/v2/systemsharedmemory/region/{region}/unregister", {})
+        limit_s = min(self._ask_s, FAREWELL_S) if self._stopped else self._ask_s
+        path = f"/v2/systemsharedmemory/region/{region}/unregister"
+        self._exchange("POST", path, [b"{}"], {"Content-Type": "application/json"}, limit_s, _drain, farewell=True)
 
     def infer(self, given: Sequence[Given], wanted: Sequence[Wanted], *, binary: bool) -> Reply:
         """Run the model once."""
@@ -124,6 +129,13 @@ class Http:
         return self._exchange(
             "POST", f"{self._model}/infer", parts, headers, self._infer_s, lambda answer: _reply(answer, wanted)
         )
+
+    def stop(self) -> None:
+        """End what is in flight at once, and refuse what comes after it."""
+        with self._lock:
+            self._stopped = True
+            for sock in self._used:
+                _cut(sock)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -147,26 +159,83 @@ class Http:
         headers: Mapping[str, str],
         limit_s: float,
         read: Callable[[http.client.HTTPResponse], T],
+        *,
+        farewell: bool = False,
     ) -> T:
-        """Send a request and return what `read` makes of the answer, or raise what happened to it."""
+        """Send a request and return what `read` makes of the answer, or raise what happened to it.
+
+        A farewell is sent after a stop, too.
+        """
         with self._lock:
             idle = self._idle.pop() if self._idle else None
         if idle is not None:
             # A server closes what has been idle, and so the others too: a fresh connection tells whether it is there.
             with suppress(Lost):
-                return self._once(idle, method, path, parts, headers, limit_s, read)
+                return self._once(idle, method, path, parts, headers, limit_s, read, farewell)
             self.close()
-        return self._once(self._connect(), method, path, parts, headers, limit_s, read)
+        connection = self._connect(min(self._connect_s, limit_s), farewell)
+        return self._once(connection, method, path, parts, headers, limit_s, read, farewell)
 
-    def _connect(self) -> http.client.HTTPConnection:
-        host, port, limit_s = self._address.host, self._address.port, self._connect_s
-        connection = (
-            http.client.HTTPConnection(host, port, timeout=limit_s)
-            if self._tls is None
-            else http.client.HTTPSConnection(host, port, timeout=limit_s, context=self._tls)
-        )
+    @contextmanager
+    def _using(self, sock: socket.socket, farewell: bool) -> Iterator[None]:
+        """Let `stop` cut a socket for as long as a thread waits for it.
+
+        Raises:
+            Lost: it is too late, and this is no farewell.
+        """
+        with self._lock:
+            if self._stopped and not farewell:
+                raise Lost("it was stopped")
+            self._used.add(sock)
         try:
-            connection.connect()
+            yield
+        finally:
+            with self._lock:
+                self._used.discard(sock)
+
+    def _dial(self, limit_s: float, farewell: bool) -> socket.socket:
+        """Return a connected socket. `socket.create_connection` would keep the one that it waits for to itself."""
+        error = OSError("it has no address")
+        found = socket.getaddrinfo(self._address.host, self._address.port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, where in found:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(limit_s)
+                # A request goes out in several writes; Nagle would hold the second back.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with self._using(sock, farewell):
+                    sock.connect(where)
+            except OSError as failed:
+                sock.close()
+                error = failed
+            except BaseException:
+                sock.close()
+                raise
+            else:
+                return sock
+        raise error
+
+    def _encrypted(self, sock: socket.socket, tls: ssl.SSLContext, farewell: bool) -> ssl.SSLSocket:
+        try:
+            wrapped = tls.wrap_socket(sock, server_hostname=self._address.host, do_handshake_on_connect=False)
+        except BaseException:
+            sock.close()
+            raise
+        try:
+            with self._using(wrapped, farewell):
+                wrapped.do_handshake()
+        except BaseException:
+            wrapped.close()
+            raise
+        return wrapped
+
+    def _connect(self, limit_s: float, farewell: bool) -> http.client.HTTPConnection:
+        host, port = self._address.host, self._address.port
+        kind = http.client.HTTPConnection if self._tls is None else http.client.HTTPSConnection
+        connection = kind(host, port)
+        try:
+            sock = self._dial(limit_s, farewell)
+            connection.sock = sock if self._tls is None else self._encrypted(sock, self._tls, farewell)
         except ssl.SSLCertVerificationError as error:
             message = f"{self._address.server} shows a certificate that is not trusted: {plain(error.verify_message)}"
             raise UnavailableError("bad-certificate", message, hint="the server's CA must be known here") from error
@@ -187,11 +256,12 @@ class Http:
         headers: Mapping[str, str],
         limit_s: float,
         read: Callable[[http.client.HTTPResponse], T],
+        farewell: bool,
     ) -> T:
         length = {"Content-Length": str(sum(len(part) for part in parts))} if parts else {}
         keep = False
         try:
-            with _deadline(connection, limit_s):
+            with self._using(connection.sock, farewell), _deadline(connection, limit_s):
                 broken = False
                 try:
                     connection.request(method, path, list(parts) or None, {**self._headers, **length, **headers})
@@ -256,6 +326,13 @@ def tls_context(roots: bytes | None) -> ssl.SSLContext:
         ) from error
 
 
+def _cut(sock: socket.socket) -> None:
+    """End a connection that another thread waits for."""
+    with suppress(OSError):
+        # Not SSLSocket's own: it would take the connection from under the reader's feet.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
 @contextmanager
 def _deadline(connection: http.client.HTTPConnection, limit_s: float) -> Iterator[None]:
     """End an exchange after `limit_s`, however little the server sends at a time.
@@ -270,9 +347,7 @@ def _deadline(connection: http.client.HTTPConnection, limit_s: float) -> Iterato
 
     def end() -> None:
         over.set()
-        with suppress(OSError):
-            # Not SSLSocket's own: it would take the connection from under the reader's feet.
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        _cut(sock)
 
     timer = threading.Timer(limit_s, end)
     timer.daemon = True

@@ -41,6 +41,8 @@ MAX_OUTPUT_BYTES = 4 << 30
 MAX_TENSORS, MAX_AXES = 64, 8
 # JSON: a float64 takes at most 25 characters, with its comma and white space.
 JSON_BYTES_PER_NUMBER = 32
+# After a stop the server may still be told what to forget: in this time, in seconds.
+FAREWELL_S = 1.0
 
 
 class Lost(Exception):
@@ -162,6 +164,13 @@ class Transport(Protocol):
 
     def unregister(self, region: str) -> None:
         """Take it back."""
+        ...
+
+    def stop(self) -> None:
+        """End what is in flight at once, and refuse what comes after it, with `Lost` or anything else.
+
+        `unregister` goes on, within `FAREWELL_S`: the server must not keep what we shared.
+        """
         ...
 
     def close(self) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,15 +199,18 @@ def test_no_proxy_is_asked(server, monkeypatch):
     np.testing.assert_array_equal(run(opened(server)), Y)
 
 
-def test_a_server_that_sends_a_byte_now_and_then_is_given_up_in_time(server):
-    over = threading.Event()
-
+def drip_forever(over):
     def drip(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
         while not over.wait(0.02):
             handler.wfile.write(b" ")
 
-    server.script = [drip] * 9
+    return drip
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up_in_time(server):
+    over = threading.Event()
+    server.script = [drip_forever(over)] * 9
     session = opened(server, timeout_s=0.5)
     try:
         with pytest.raises(UnavailableError) as error:
@@ -224,6 +230,103 @@ def test_a_server_that_never_answers_is_given_up_in_time(server):
     finally:
         over.set()
     assert error.value.code == "no-server" and server.inferences == 1
+
+
+ENDLESS = {
+    "never answers": lambda over: lambda handler: over.wait(60),
+    "drips": drip_forever,
+    "is always busy": lambda over: TRANSIENT["503"],
+}
+
+
+@pytest.mark.parametrize("failure", ENDLESS.values(), ids=ENDLESS)
+def test_a_run_that_is_stopped_ends_at_once_and_none_follows(server, failure):
+    over = threading.Event()
+    server.script = [failure(over)] * 99
+    session = opened(server, pauses_s=(60.0,) * 5)
+    try:
+        errors = stopped(session)
+    finally:
+        over.set()
+    assert [error.code for error in errors] == ["no-server"] * 3
+    asked = len(server.asked)
+    with pytest.raises(UnavailableError) as error:
+        run(session)
+    assert error.value.code == "no-server" and len(server.asked) == asked
+    session.close()
+
+
+def stopped(session, runs=3):
+    """Return what the runs raise when they are stopped in flight."""
+    errors = []
+
+    def go():
+        with pytest.raises(UnavailableError) as error:
+            run(session)
+        errors.append(error.value)
+
+    threads = [threading.Thread(target=go, daemon=True) for _ in range(runs)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    session.stop()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert all("was stopped" in error.message for error in errors)
+    return errors
+
+
+def test_a_run_that_waits_for_a_connection_is_stopped(server):
+    session = opened(server)
+    # A queue of one that is full: the next connection is neither taken nor refused.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        held = [socket.socket() for _ in range(4)]
+        for sock in held:
+            sock.setblocking(False)
+            sock.connect_ex(deaf.getsockname())
+        session._transport.close()
+        session._transport._address = replace(session._address, port=deaf.getsockname()[1])
+        errors = stopped(session)
+        for sock in held:
+            sock.close()
+    assert [error.code for error in errors] == ["no-server"] * 3
+
+
+def test_a_run_that_waits_for_the_other_s_tls_is_stopped(tmp_path):
+    certificate, key = made_certificate(tmp_path)
+    with pretending((certificate, key)) as server, socket.create_server(("127.0.0.1", 0)) as mute:
+        session = opened(server, url=server.url.replace("triton", "tritons"), ca_file=str(certificate))
+        session._transport.close()
+        session._transport._address = replace(session._address, port=mute.getsockname()[1])
+        errors = stopped(session)
+    assert [error.code for error in errors] == ["no-server"] * 3
+
+
+def test_a_run_over_tls_is_stopped(tmp_path):
+    (certificate, key), over = made_certificate(tmp_path), threading.Event()
+    with pretending((certificate, key)) as server:
+        server.script = [drip_forever(over)] * 9
+        session = opened(server, url=server.url.replace("triton", "tritons"), ca_file=str(certificate))
+        try:
+            errors = stopped(session)
+        finally:
+            over.set()
+    assert [error.code for error in errors] == ["no-server"] * 3
+
+
+def test_what_is_shared_is_taken_back_after_a_stop(server):
+    over = threading.Event()
+    server.extensions = [*server.extensions, "system_shared_memory"]
+    server.script = [ENDLESS["never answers"](over)] * 9
+    session = opened(server)
+    if session._regions is None:
+        pytest.skip("this system has no memory to share")
+    try:
+        stopped(session, runs=1)
+    finally:
+        over.set()
+    assert server.asked[-1].endswith("/unregister")
 
 
 def outputs(*changes, tail=24):

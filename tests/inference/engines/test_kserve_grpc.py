@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -229,3 +230,36 @@ def test_the_messages_are_the_protocol_s():
         numbers = {field.name: field.number for field in getattr(service_pb2, theirs).DESCRIPTOR.fields}
         for field in getattr(ours, name).DESCRIPTOR.fields:
             assert numbers[field.name] == field.number
+
+
+@pytest.mark.parametrize("failure", ["never answers", "is always busy"])
+def test_a_run_that_is_stopped_ends_at_once_and_none_follows(server, failure):
+    over, errors = threading.Event(), []
+    fail = abort("UNAVAILABLE") if failure == "is always busy" else lambda context: over.wait(60) and None
+    server.script = [fail] * 99
+    session = opened(server.port)
+    session._pauses_s = (60.0,) * 5
+
+    def go():
+        with pytest.raises(UnavailableError) as error:
+            run(session)
+        errors.append(error.value)
+
+    threads = [threading.Thread(target=go, daemon=True) for _ in range(3)]
+    try:
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        session.stop()
+        for thread in threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in threads)
+        assert [error.code for error in errors] == ["no-server"] * 3
+        assert all("stopped" in error.message for error in errors)
+        inferences = server.inferences
+        with pytest.raises(UnavailableError) as error:
+            run(session)
+        assert error.value.code == "no-server" and server.inferences == inferences
+    finally:
+        over.set()
+    session.close()
