@@ -874,13 +874,31 @@ def as_nobody():
     return before
 
 
+# A child's peak begins at that of the process that starts it, from before its own program is there. So a small process
+# starts what is measured, not the one of the tests.
+MEASURE = """
+import json, os, subprocess, sys
+with open("out", "wb") as out, open("err", "wb") as err:
+    process = subprocess.Popen(sys.argv[1:], stdout=out, stderr=err)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+print(json.dumps([process.returncode, used.ru_maxrss]))
+"""
+
+
 def end_of(command, where, environment):
     """Run a command; return its status, its two outputs as bytes, and its peak memory in KiB. What hangs is killed."""
-    with (where / "out").open("wb") as out, (where / "err").open("wb") as err:
-        process = subprocess.Popen(["timeout", "60", *command], stdout=out, stderr=err, env=environment, cwd=where)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, (where / "out").read_bytes(), (where / "err").read_bytes(), used.ru_maxrss
+    measured = [sys.executable, "-I", "-c", MEASURE, "timeout", "60", *command]
+    done = subprocess.run(measured, stdout=subprocess.PIPE, env=environment, cwd=where, check=True)
+    status, peak = json.loads(done.stdout)
+    return status, (where / "out").read_bytes(), (where / "err").read_bytes(), peak
+
+
+def test_the_memory_of_a_command_is_its_own(tmp_path):
+    held = bytearray(b"x" * (256 << 20))
+    status, out, err, peak = end_of([sys.executable, "-I", "-c", "print(1)"], tmp_path, dict(os.environ))
+    assert (status, out, err) == (0, b"1\n", b"")
+    assert peak < 128 << 10 < len(held) >> 10
 
 
 @pytest.mark.slow
