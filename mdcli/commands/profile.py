@@ -136,7 +136,8 @@ def _measure(words: list[str], memory: str) -> Run:
 class _Process(threading.Thread):
     """Starts a process and waits for it, beside the sampling: its end is timed when it comes, not when a sample is due.
 
-    Ctrl-C interrupts the main thread only, so no interrupt can come between the start of the process and knowing its number.
+    Ctrl-C interrupts the main thread only, so no interrupt can come between the start of the process and knowing its number;
+    one that comes before the start keeps the process from starting.
     """
 
     usage: Any
@@ -146,33 +147,36 @@ class _Process(threading.Thread):
     def __init__(self, words: list[str], executable: str, environment: dict[str, str], errors: IO[bytes]) -> None:
         super().__init__(daemon=True)
         self._words, self._executable, self._environment, self._errors = words, executable, environment, errors
-        self._begun, self._over = threading.Event(), threading.Event()
+        self._starting, self._over = threading.Lock(), threading.Event()
+        self._cancelled = False
         self.pid: int | None = None
         self.failure: OSError | None = None
 
     def run(self) -> None:
         """Start, wait, and keep the time, the status as a shell says it (128 + signal), and the resources used."""
-        start = time.perf_counter()
-        try:
-            process = subprocess.Popen(
-                self._words,
-                executable=self._executable,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                env=self._environment,
-                start_new_session=True,
-            )
-        except OSError as failure:
-            self.failure = failure
-        else:
+        with self._starting:
+            if self._cancelled:
+                return
+            start = time.perf_counter()
+            try:
+                process = subprocess.Popen(
+                    self._words,
+                    executable=self._executable,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+            except OSError as failure:
+                self.failure = failure
+                self._over.set()
+                return
             self.pid = process.pid
-            self._begun.set()
-            _, status, self.usage = os.wait4(process.pid, 0)
-            self.seconds = time.perf_counter() - start
-            process.returncode = os.waitstatus_to_exitcode(status)
-            self.status = process.returncode if process.returncode >= 0 else 128 - process.returncode
-        self._begun.set()
+        _, status, self.usage = os.wait4(process.pid, 0)
+        self.seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        self.status = process.returncode if process.returncode >= 0 else 128 - process.returncode
         self._over.set()
 
     def wait(self, seconds: float) -> bool:
@@ -181,9 +185,8 @@ class _Process(threading.Thread):
 
     def stop(self) -> None:
         """End the process and its children, where it has not ended by itself: this run was interrupted."""
-        if self.ident is None:
-            return
-        self._begun.wait()
+        with self._starting:
+            self._cancelled = True
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self.pid and not self._over.is_set():
                 with contextlib.suppress(ProcessLookupError):

@@ -137,8 +137,14 @@ def test_the_measured_command_reads_no_input_and_its_output_is_not_shown(tmp_pat
 def test_ctrl_c_ends_what_was_measured(tmp_path):
     pid_file = tmp_path / "pid"
     words = ["profile", "--", "sh", "-c", f"echo $$ > {pid_file}.part; mv {pid_file}.part {pid_file}; sleep 60"]
+    # A shell starts what it puts in the background with Ctrl-C ignored, and md leaves it so. Tests may be started like that.
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "mdcli", *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", code, sys.executable, "-m", "mdcli", *words],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
     )
     while not pid_file.exists():
         assert process.poll() is None
