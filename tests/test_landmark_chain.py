@@ -215,14 +215,14 @@ def row_and_column_spacing_swapped(monkeypatch) -> None:
 
 def network_grid_too_large(monkeypatch) -> None:
     """Enlarge the grid on the way there and back alike, so that only the network can notice."""
-    from mdcli.inference import grid, predict
+    from mdcli.inference import grid, preprocess
 
     plain = grid.network_grid
 
-    def enlarged(shape, affine, wanted):
-        return plain(shape, affine @ np.diag([1.18, 1.18, 1.18, 1.0]), wanted)
+    def enlarged(shape, affine, *wanted):
+        return plain(shape, affine @ np.diag([1.18, 1.18, 1.18, 1.0]), *wanted)
 
-    for module in (grid, predict):
+    for module in (grid, preprocess):
         monkeypatch.setattr(module, "network_grid", enlarged)
 
 
@@ -233,8 +233,8 @@ def labels_mirrored_before_they_are_written(monkeypatch) -> None:
 
     plain = Workspace.read_volume
 
-    def read(self, kind):
-        volume = plain(self, kind)
+    def read(self, kind, **more):
+        volume = plain(self, kind, **more)
         return replace(volume, array=np.ascontiguousarray(volume.array[:, :, ::-1])) if kind == "labels" else volume
 
     monkeypatch.setattr(Workspace, "read_volume", read)

@@ -17,6 +17,7 @@ MIB = 1 << 20
 
 _LISTED = re.compile(r"(cuda|tensorrt)(?::([0-9]{1,3}(?:,[0-9]{1,3})*))?")
 _PROVIDER = re.compile(rf"([A-Za-z][A-Za-z0-9]*{PROVIDER_SUFFIX})(?::([0-9]{{1,3}}))?")
+_OWN_PROVIDERS = {"CPUExecutionProvider": CPU, "CUDAExecutionProvider": CUDA, "TensorrtExecutionProvider": TENSORRT}
 _UNITS = {"B": 0, "KIB": 1, "MIB": 2, "GIB": 3, "TIB": 4}
 _DECIMAL_UNITS = {"KB": 1, "MB": 2, "GB": 3, "TB": 4}
 # Control groups of version 1 write "no limit" as the largest multiple of a page.
@@ -84,8 +85,12 @@ def parse_devices(text: str, gpus: Callable[[], Iterable[Gpu]], *, gpu_engine: b
         if len(set(numbers)) < len(numbers):
             raise UsageError("bad-device", f"{text!r} names a GPU twice")
         return Devices(tuple(f"{kind}:{number}" for number in numbers))
-    if _PROVIDER.fullmatch(text):
-        return Devices((text,))
+    if found := _PROVIDER.fullmatch(text):
+        # By whatever name: NVIDIA's providers have rules of ours (TF32, slots, caches).
+        word = _OWN_PROVIDERS.get(found.group(1))
+        if word == CPU:
+            return Devices((CPU,))
+        return Devices((text if word is None else f"{word}:{int(found.group(2) or 0)}",))
     raise UsageError("bad-device", f"{text!r} is no device", hint=DEVICE_WORDS)
 
 

@@ -19,12 +19,14 @@ _FIELDS = {
     "Training": {1: "Graph", 2: "Graph"},
     "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
     "Function": {7: "Node", 11: "Attribute"},
-    "Node": {5: "Attribute"},
+    "Node": {4: "Operator", 5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
     "SparseTensor": {1: "Tensor", 2: "Tensor"},
     "Tensor": {13: "Entry"},
 }
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
+# The operator by which a network carries a compiled engine: by its makers' words an executable artifact.
+_ENGINE = b"EPContext"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -32,7 +34,7 @@ def external_files(path: Path) -> set[str]:
     """Return the locations of external data, as the network says them (they may point anywhere: check before use).
 
     Raises:
-        ConfigError: `bad-network` where the file is no protobuf.
+        ConfigError: `bad-network` where the file is no protobuf; `program-in-network` where it carries a compiled engine.
     """
     if path.stat().st_size == 0:
         raise ConfigError("bad-network", f"{path.name} is empty")
@@ -54,6 +56,10 @@ def _walk(data: mmap.mmap, start: int, end: int, message: str, found: set[str], 
             entry = {key: data[a:b] for key, a, b in _fields(data, first, last)}
             if entry.get(_ENTRY_KEY) == b"location":
                 found.add(entry.get(_ENTRY_VALUE, b"").decode("utf-8"))
+        elif child == "Operator":
+            if data[first:last] == _ENGINE:
+                text = "it holds an engine that was built elsewhere (EPContext), which is a program"
+                raise ConfigError("program-in-network", text, hint="take the network that the engine was built from")
         elif child:
             _walk(data, first, last, child, found, depth + 1)
 

@@ -129,6 +129,17 @@ class Busy:
             if self._running == 0:
                 self.seconds += time.perf_counter() - self._since
 
+    def count(self, windows: int, skipped: int) -> None:
+        """Take note of windows that were run, and of those that were not."""
+        with self._lock:
+            self.windows += windows
+            self.skipped += skipped
+
+    def fall_back(self, batch: int) -> None:
+        """Take note of a batch that the device's memory does for."""
+        with self._lock:
+            self.smaller = min(batch, self.smaller or batch)
+
 
 def make_plan(card: Card, session: Session, grid: Grid, *, skip: bool = False) -> Plan:
     """Say how a network goes over a volume.
@@ -299,7 +310,7 @@ def windows_at_once(card: Card) -> int:
     return 2 if voxels * max(channels, 1) * 4 <= _LARGE_SCORES_BYTES else 1
 
 
-def needed_bytes(plan: Plan, workers: int) -> int:
+def needed_bytes(plan: Plan, workers: int, batch: int = 1) -> int:
     """Return what a prediction holds at most beside the networks' own memory, the volume and the result.
 
     Carried scores, the windows in work, and two slabs of what is prepared.
@@ -310,7 +321,8 @@ def needed_bytes(plan: Plan, workers: int) -> int:
     slab = plan.tiling.window[outer] * math.prod(n for axis, n in enumerate(plan.tiling.shape) if axis != outer)
     fed = int(plan.feeds[-1][1].stop)
     carried = plan.tiling.carried_voxels(plan.tiling.walk) if plan.tiling.weights is not None else 0
-    return 4 * (channels * (carried + window * (2 + 2 * workers)) + fed * (2 * slab + workers * window))
+    at_once = batch * workers
+    return 4 * (channels * (carried + window * (batch + 1 + 2 * at_once)) + fed * (2 * slab + at_once * window))
 
 
 @dataclass(frozen=True)
@@ -402,14 +414,22 @@ def predict(
             for blender, inverter, scores in zip(blenders, inverters, found.maps, strict=True):
                 yield partial(inverter.take, blender.add(found.window, scores))
 
-        if large:
-            # A finished block is a part of its window's scores, which would be held as long as it waits.
-            for call in given():
-                call()
-                del call
-            return
-        for _ in _in_order(invert, given(), ahead=1):
-            pass
+        try:
+            if large:
+                # A finished block is a part of its window's scores, which would be held as long as it waits.
+                for call in given():
+                    call()
+                    del call
+                return
+            for _ in _in_order(invert, given(), ahead=1):
+                pass
+        except BaseException:
+            # The pools wait for the runs that are going on, which may be long: a Ctrl-C, and the time that is over, are not to.
+            for pool in (prepare, network, invert):
+                pool.shutdown(wait=False, cancel_futures=True)
+            for session in sessions:
+                session.stop()
+            raise
 
 
 def _in_order(pool: Executor, calls: Iterable[Callable[[], T]], *, ahead: int, waiting: bool = True) -> Iterator[T]:
@@ -489,8 +509,7 @@ class _Run:
             group = wanted[start : start + self._batch(len(wanted))]
             for n, said in zip(group, self._several([seen[n] for n in group]), strict=True):
                 found[n] = self._found(windows[n], said)
-        self._busy.windows += len(wanted)
-        self._busy.skipped += len(windows) - len(wanted)
+        self._busy.count(len(wanted), len(windows) - len(wanted))
         return [found[n] if n in found else self._background(window) for n, window in enumerate(windows)]
 
     def _batch(self, most: int) -> int:
@@ -504,7 +523,7 @@ class _Run:
             if len(seen) == 1:
                 raise
             half = len(seen) // 2
-            self._busy.smaller = half
+            self._busy.fall_back(half)
         return [*self._several(seen[:half]), *self._several(seen[half:])]
 
     def _averaged(self, seen: Sequence[Floats]) -> list[Arrays]:
@@ -529,6 +548,8 @@ class _Run:
                 if axes and order is not None:
                     back = tuple(2 + order.index(plan.grid.order[place]) for place in flips)
                     values = np.flip(values, back)
+                if name in total and total[name].shape != values.shape:
+                    raise misfit(f"one network gives {name} as {values.shape}, another as {total[name].shape}")
                 if name in total:
                     total[name] += values
                 else:

@@ -104,6 +104,10 @@ class _Watched:
         self._count += 1
         return found
 
+    def stop(self) -> None:
+        """See `Session.stop`."""
+        self._session.stop()
+
     def facts(self) -> dict[str, Any]:
         """See `Session.facts`."""
         return self._session.facts()

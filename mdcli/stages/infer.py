@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 KINDS = ("labels", "masks", "segments", "instances", "objects", "classes", "detections", "scores")
 # With `-` one model goes over many cases: it is opened once.
 _opened: dict[tuple[str, ...], _Opened] = {}
+_read: dict[tuple[str | None, ...], tuple[ModelFolder, list[tuple[str, int, int, int]]]] = {}
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,17 @@ def run(ws: Workspace, params: Params) -> None:
     from mdcli.inference.predict import make_plan
     from mdcli.inference.preprocess import prepare
 
+    if params.batch < 1:
+        from mdcli.errors import UsageError
+
+        raise UsageError("bad-batch", f"--batch {params.batch} is no number of windows", hint="1 or more")
     model = _model(params)
     card = model.card
     _check_codes(card)
     for code, sentence in model.notes:
         ws.warn(code, sentence)
-    if taken := _devices(_engine_of(model, params), params)[1]:
+    taken = _devices(_engine_of(model, params), params)[1]
+    if taken and _engine_of(model, params) != "kserve":
         ws.note("device-taken", taken)
     _check_self_test(ws, model, params)
     # Loading the engine takes as long as looking at the volume: side by side.
@@ -147,7 +153,9 @@ def run(ws: Workspace, params: Params) -> None:
             prepared = _prepared(card, case, prepare)
         with ws.span("open"):
             opened = opening.result()
-    plan = make_plan(card, opened.sessions[0], prepared.grid, skip=_skips(card, params))
+    # Each of several networks must be what the card says.
+    plans = [make_plan(card, session, prepared.grid, skip=_skips(card, params)) for session in opened.sessions]
+    plan = plans[0]
     workers = _within_memory(ws, card, plan, opened.workers, params)
     if card.mirror:
         ws.note("mirrored", f"mirroring along {', '.join(card.mirror)} runs every window {len(plan.flips)} times")
@@ -155,8 +163,9 @@ def run(ws: Workspace, params: Params) -> None:
         results = [_result(ws, output, case, params, stack) for output in card.outputs]
         _predict(ws, card, opened, plan, prepared, results, workers, params)
         facts = opened.sessions[0].facts()
-        if facts.get("fallen_back"):
-            ws.warn("node-on-cpu", f"on the CPU, where {params.device} was asked for, ran {facts['fallen_back']}")
+        fallen = [str(said) for session in opened.sessions if (said := session.facts().get("fallen_back"))]
+        if fallen:
+            ws.warn("node-on-cpu", f"on the CPU, where {params.device} was asked for, ran {'; '.join(fallen)}")
         ws.engine_facts(facts)
         with ws.span("write"):
             found = [_write(result, model, case, prepared, plan, facts) for result in results]
@@ -188,6 +197,26 @@ def _check_codes(card: Card) -> None:
 
 
 def _model(params: Params) -> ModelFolder:
+    """Return the model; what was read before in this process is read again only where its files have changed."""
+    key = (params.model, params.engine, params.orientation, *params.trust_model)
+    if key in _read and _read[key][1] == _state_of(_read[key][0], params):
+        return _read[key][0]
+    model = _find(params)
+    _read[key] = model, _state_of(model, params)
+    return model
+
+
+def _state_of(model: ModelFolder, params: Params) -> list[tuple[str, int, int, int]]:
+    """Return name, inode, size and time of what a model was read from: its folder, and the file that was named."""
+    from pathlib import Path
+
+    named = Path(params.model)
+    files = [*(model.folder.rglob("*") if model.folder is not None else ()), *([named] if named.is_file() else [])]
+    stats = [(str(path), path.stat()) for path in files if path.is_file()]
+    return sorted((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _find(params: Params) -> ModelFolder:
     from mdcli.inference.engines import DEFAULT_ENGINE
     from mdcli.inference.formats import Opening, find_model
     from mdcli.inference.isolation import use_python
@@ -248,7 +277,8 @@ def _open(
             opened.slots.close()
         _opened.clear()
         slots = ExitStack()
-        for device in devices:
+        # In one order, whatever was typed: two processes with two GPUs each would wait for each other.
+        for device in sorted(devices):
             slots.enter_context(_slot(device, model.card, waiting))
         on_cpu = devices == ("cpu",)
         # A GPU works on one window at a time, a server on as many as it likes.
@@ -304,6 +334,7 @@ def _options(model: ModelFolder, params: Params, workers: int) -> dict[str, Any]
         "workers": workers,
         "strict_device": params.strict_device,
         "deterministic": params.deterministic,
+        "memory_mib": model.card.resources.gpu_memory_mib,
         "token": os.environ.get("MD_TRITON_TOKEN"),
         "ca_file": os.environ.get("MD_TRITON_CA_FILE"),
     }
@@ -453,12 +484,12 @@ def _within_memory(ws: Workspace, card: Card, plan: Plan, workers: int, params: 
     check_memory(card.resources.memory_mib, allowed=allowed, available=available_memory())
     if allowed is None:
         return workers
-    while workers > 1 and needed_bytes(plan, workers) > allowed:
+    while workers > 1 and needed_bytes(plan, workers, params.batch) > allowed:
         workers -= 1
-    needed = needed_bytes(plan, workers)
+    needed = needed_bytes(plan, workers, params.batch)
     if needed > allowed:
         text = f"the windows need {needed >> 20} MiB, --memory allows {allowed >> 20} MiB"
-        raise UnavailableError("memory-too-small", text, hint="a smaller overlap or window in the card needs less")
+        raise UnavailableError("memory-too-small", text, hint="a smaller --batch, overlap or window needs less")
     return workers
 
 

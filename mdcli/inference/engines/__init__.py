@@ -7,6 +7,7 @@ An engine of our own is a module here; another one is a plugin: an entry point o
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -61,6 +62,10 @@ class Session(Protocol):
         """Return what really runs: engine, version, precision, provider, device."""
         ...
 
+    def stop(self) -> None:
+        """End the runs that are going on, as soon as can be; from another thread. What they say is not wanted any more."""
+        ...
+
 
 class Spread:
     """One network on several devices: each run goes to the next of them."""
@@ -77,7 +82,22 @@ class Spread:
     def facts(self) -> dict[str, Any]:
         """Return what really runs, with all devices."""
         facts = [session.facts() for session in self._sessions]
-        return {**facts[0], "device": ", ".join(str(fact.get("device")) for fact in facts)}
+        fallen = [str(fact["fallen_back"]) for fact in facts if fact.get("fallen_back")]
+        nodes: Counter[str] = Counter()
+        for fact in facts:
+            nodes.update(fact.get("nodes") or {})
+        more = {"fallen_back": "; ".join(fallen)} if fallen else {}
+        return {
+            **facts[0],
+            "device": ", ".join(str(fact.get("device")) for fact in facts),
+            **({"nodes": dict(nodes)} if nodes else {}),
+            **more,
+        }
+
+    def stop(self) -> None:
+        """End what is going on, on every device. See `Session.stop`."""
+        for session in self._sessions:
+            session.stop()
 
 
 class Engine(Protocol):

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -237,6 +238,7 @@ class OnnxSession:
         strict: the device whose work must not be done on the CPU; None: it may.
         nodes: how many nodes each provider ran.
         fallen_back: the heavy operators that ran on the CPU.
+        going: the options of the runs that are going on.
     """
 
     session: Any
@@ -246,11 +248,13 @@ class OnnxSession:
     strict: str | None = None
     nodes: dict[str, int] = field(default_factory=dict)
     fallen_back: str = ""
+    going: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.inputs = tuple(_tensor(value) for value in self.session.get_inputs())
         self.outputs = tuple(_tensor(value) for value in self.session.get_outputs())
         self._first = threading.Lock()
+        self._lock = threading.Lock()
 
     def run(self, feeds: Mapping[str, NDArray[Any]], out: Mapping[str, NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
         """Run once. See `Session.run`.
@@ -285,7 +289,10 @@ class OnnxSession:
                     binding.bind_output(name, "cpu")
                 else:
                     binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-            self.session.run_with_iobinding(binding)
+            with self._going() as options:
+                self.session.run_with_iobinding(binding, options)
+        except MdError:
+            raise
         except Exception as error:
             raise self._explain(error, feeds, out) from error
         found = {name: array for name, array in out.items() if array is not None}
@@ -293,6 +300,34 @@ class OnnxSession:
             made = dict(zip(out, binding.get_outputs(), strict=True))
             found |= {name: made[name].numpy() for name in out if name not in found}
         return found
+
+    @contextmanager
+    def _going(self) -> Iterator[Any]:
+        """Give the options of one run, by which `stop` ends it.
+
+        Raises:
+            UnavailableError: `stopped`.
+        """
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        with self._lock:
+            self.going.append(options)
+        try:
+            yield options
+        except Exception as error:
+            if options.terminate:
+                raise UnavailableError("stopped", f"the run of {self.name} was stopped") from error
+            raise
+        finally:
+            with self._lock:
+                self.going.remove(options)
+
+    def stop(self) -> None:
+        """End the runs that are going on, between two nodes. See `Session.stop`."""
+        with self._lock:
+            for options in self.going:
+                options.terminate = True
 
     def _explain(
         self, error: Exception, feeds: Mapping[str, NDArray[Any]], out: Mapping[str, NDArray[Any] | None]

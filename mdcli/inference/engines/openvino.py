@@ -87,6 +87,7 @@ class OpenVinoSession:
         self._openvino, self._network, self._settings, self._identity = openvino, network, dict(settings), identity
         self._core = openvino.Core()
         self._lock = threading.Lock()
+        self._going: list[Any] = []
         self._compiled: OrderedDict[Shapes, Any] = OrderedDict()
         self._precision = ""
         model = self._read()
@@ -116,7 +117,12 @@ class OpenVinoSession:
                     self._check_output(compiled.output(name), array, of)
                     # It writes into our memory, and copies nothing.
                     request.set_tensor(name, self._shared(array))
-            request.infer()
+            self._going.append(request)
+            try:
+                request.start_async()
+                request.wait()
+            finally:
+                self._going.remove(request)
             return {name: self._given(request, name, array, of) for name, array in out.items()}
         except MdError:
             raise
@@ -126,6 +132,11 @@ class OpenVinoSession:
             if isinstance(error, MemoryError) or any(word in text for word in _NO_MEMORY):
                 raise out_of_device_memory(self._network.name, of, text) from error
             raise ConfigError("network-failed", f"{self._network.name} failed on {of}: {text}") from error
+
+    def stop(self) -> None:
+        """End the runs that are going on. See `Session.stop`."""
+        for request in tuple(self._going):
+            request.cancel()
 
     def facts(self) -> dict[str, Any]:
         """Return what really runs."""

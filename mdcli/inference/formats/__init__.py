@@ -163,7 +163,7 @@ def inside(folder: Path, name: str, said_by: str, root: Path | None = None) -> P
         MissingError: `no-network`.
     """
     path = folder / name
-    if not inside_folder(root or folder, str(path)):
+    if not _lies_in(root or folder, path):
         raise ConfigError("outside-folder", f"{said_by} names {name!r}, which is outside the model's folder")
     if not path.is_file():
         raise MissingError("no-network", f"{said_by} names {name!r}, which is not there")
@@ -172,7 +172,15 @@ def inside(folder: Path, name: str, said_by: str, root: Path | None = None) -> P
 
 def inside_folder(folder: Path, name: str) -> bool:
     """Say whether a name, relative to a folder or absolute, lies in it once links are followed."""
-    return (folder / name).resolve().is_relative_to(folder.resolve())
+    return _lies_in(folder, folder / name)
+
+
+def _lies_in(folder: Path, path: Path) -> bool:
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (ValueError, OSError, RuntimeError):
+        # A zero byte, a name too long, links in a circle: it lies nowhere.
+        return False
 
 
 _digests: dict[tuple[str, int, int, int], str] = {}

@@ -240,6 +240,10 @@ class TorchSession:
         self._child.close()
         self._checked.__exit__()
 
+    def stop(self) -> None:
+        """End the child, and with it what is going on. See `Session.stop`."""
+        self._child.close()
+
     def run(self, feeds: Mapping[str, NDArray[Any]], out: Mapping[str, NDArray[Any] | None]) -> dict[str, NDArray[Any]]:
         """Run once. See `Session.run`."""
         import numpy as np

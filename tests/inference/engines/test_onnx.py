@@ -313,7 +313,7 @@ def test_the_words_of_a_gpu_without_memory_are_known(tmp_path, monkeypatch, word
 
         bind_output = bind_cpu_input
 
-        def run_with_iobinding(self, _):
+        def run_with_iobinding(self, _, options=None):
             raise RuntimeError(f"Non-zero status code returned while running Conv node. {words}")
 
         def get_inputs(self):
